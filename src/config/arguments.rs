@@ -1,0 +1,329 @@
+//! The flags and variables as clap reads them, and the checks that turn them into configuration.
+
+use std::fmt::Display;
+use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{
+    ApproverConfig, ApproverUrl, ConfigError, DatabaseConfig, DatabaseUrl, HttpConfig, OperationsLogConfig,
+    ServiceConfig, SyncPolicy,
+};
+
+/// Where PostgreSQL is.
+#[derive(Args, Clone)]
+pub struct DatabaseArguments {
+    /// PostgreSQL, as postgres://user:password@host:port/database
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    pub database_url: Option<String>,
+
+    /// Most connections to PostgreSQL open at once, 1 to 1000
+    #[arg(long, env = "DATABASE_CONNECTIONS", value_name = "COUNT", default_value = "16")]
+    pub database_connections: String,
+}
+
+impl DatabaseArguments {
+    /// # Errors
+    ///
+    /// [`ConfigError`] names the first value that cannot be used.
+    pub fn database(&self, application_name: String) -> Result<DatabaseConfig, ConfigError> {
+        let url = self.database_url.as_deref().ok_or(ConfigError::Missing {
+            variable: "DATABASE_URL",
+            allowed: "a PostgreSQL URL such as postgres://balance:secret@localhost:5432/balance",
+        })?;
+        Ok(DatabaseConfig {
+            url: DatabaseUrl::parse(url)?,
+            connections: number(
+                "DATABASE_CONNECTIONS",
+                &self.database_connections,
+                1..=1_000,
+                "a whole number from 1 to 1000",
+            )?,
+            application_name,
+        })
+    }
+}
+
+/// Where the Approver is and how long it is waited for.
+#[derive(Args, Clone)]
+pub struct ApproverArguments {
+    /// Base URL of the Approver; /approve is appended
+    #[arg(long, env = "APPROVER_URL", hide_env_values = true, value_name = "URL")]
+    pub approver_url: Option<String>,
+
+    /// How long one call to the Approver may take before it is tried again, in milliseconds
+    #[arg(
+        long,
+        env = "APPROVER_TIMEOUT_MS",
+        value_name = "MILLISECONDS",
+        default_value = "2000"
+    )]
+    pub approver_timeout_ms: String,
+
+    /// Most calls to the Approver in flight at once
+    #[arg(long, env = "APPROVER_CALLS", value_name = "COUNT", default_value = "1024")]
+    pub approver_calls: String,
+}
+
+impl ApproverArguments {
+    /// # Errors
+    ///
+    /// [`ConfigError`] names the first value that cannot be used.
+    pub fn approver(&self) -> Result<ApproverConfig, ConfigError> {
+        let url = self.approver_url.as_deref().ok_or(ConfigError::Missing {
+            variable: "APPROVER_URL",
+            allowed: "the Approver's base URL, such as http://localhost:9090",
+        })?;
+        Ok(ApproverConfig {
+            url: ApproverUrl::parse(url)?,
+            call_timeout: milliseconds("APPROVER_TIMEOUT_MS", &self.approver_timeout_ms)?,
+            calls_in_flight: number(
+                "APPROVER_CALLS",
+                &self.approver_calls,
+                1..=100_000,
+                "a whole number from 1 to 100000",
+            )?,
+        })
+    }
+}
+
+/// What else `serve` and `dev` share.
+#[derive(Args, Clone)]
+pub struct ServiceArguments {
+    /// Address of the service
+    #[arg(long, env = "LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    pub listen: String,
+
+    /// Path of the operations log
+    #[arg(long, env = "OPERATIONS_LOG", value_name = "FILE", default_value = "operations.log")]
+    pub operations_log: PathBuf,
+
+    /// When the operations log is forced to the disk: always, everysec or never
+    #[arg(long, env = "OPERATIONS_LOG_SYNC", value_name = "WHEN", default_value = "everysec")]
+    pub operations_log_sync: String,
+
+    /// This replica's name in the operations log and in the history [default: the host's name]
+    #[arg(long, env = "INSTANCE", value_name = "NAME")]
+    pub instance: Option<String>,
+
+    /// Changes larger than this, either way, need the Approver's approval
+    #[arg(long, env = "APPROVAL_THRESHOLD", value_name = "AMOUNT", default_value = "100000")]
+    pub approval_threshold: String,
+
+    /// An operation is answered within this time, in milliseconds, with 503 if need be
+    #[arg(
+        long,
+        env = "OPERATION_TIMEOUT_MS",
+        value_name = "MILLISECONDS",
+        default_value = "5000"
+    )]
+    pub operation_timeout_ms: String,
+
+    /// Most operations under way at once; more are answered 503
+    #[arg(long, env = "OPERATIONS_IN_FLIGHT", value_name = "COUNT", default_value = "4096")]
+    pub operations_in_flight: String,
+
+    /// Most connections of clients open at once; more wait to be accepted
+    #[arg(long, env = "CONNECTIONS", value_name = "COUNT", default_value = "10000")]
+    pub connections: String,
+
+    /// How long requests under way may take after SIGTERM, in milliseconds
+    #[arg(
+        long,
+        env = "SHUTDOWN_TIMEOUT_MS",
+        value_name = "MILLISECONDS",
+        default_value = "15000"
+    )]
+    pub shutdown_timeout_ms: String,
+}
+
+impl ServiceArguments {
+    /// # Errors
+    ///
+    /// [`ConfigError`] names the first value that cannot be used.
+    pub fn service(&self) -> Result<ServiceConfig, ConfigError> {
+        Ok(ServiceConfig {
+            approval_threshold: number(
+                "APPROVAL_THRESHOLD",
+                &self.approval_threshold,
+                0..=i64::MAX.unsigned_abs(),
+                "a whole number from 0 to 9223372036854775807",
+            )?,
+            operation_timeout: milliseconds("OPERATION_TIMEOUT_MS", &self.operation_timeout_ms)?,
+            operations_in_flight: number(
+                "OPERATIONS_IN_FLIGHT",
+                &self.operations_in_flight,
+                1..=1_000_000,
+                "a whole number from 1 to 1000000",
+            )?,
+            instance: self.instance()?,
+        })
+    }
+
+    /// # Errors
+    ///
+    /// [`ConfigError`] names the first value that cannot be used.
+    pub fn operations_log(&self) -> Result<OperationsLogConfig, ConfigError> {
+        let sync = match self.operations_log_sync.as_str() {
+            "always" => SyncPolicy::Always,
+            "everysec" => SyncPolicy::EverySecond,
+            "never" => SyncPolicy::Never,
+            other => {
+                return Err(ConfigError::Invalid {
+                    variable: "OPERATIONS_LOG_SYNC",
+                    value: other.to_owned(),
+                    allowed: "always, everysec or never",
+                });
+            }
+        };
+        Ok(OperationsLogConfig {
+            path: self.operations_log.clone(),
+            sync,
+            instance: self.instance()?,
+        })
+    }
+
+    /// # Errors
+    ///
+    /// [`ConfigError`] names the first value that cannot be used.
+    pub fn http(&self) -> Result<HttpConfig, ConfigError> {
+        Ok(HttpConfig {
+            listen: parsed(
+                "LISTEN",
+                &self.listen,
+                "an IP address and a port, such as 127.0.0.1:8080, 0.0.0.0:8080 or [::1]:8080",
+            )?,
+            connections: number(
+                "CONNECTIONS",
+                &self.connections,
+                NonZeroUsize::MIN..=NonZeroUsize::MIN.saturating_add(999_999),
+                "a whole number from 1 to 1000000",
+            )?,
+            shutdown_timeout: milliseconds("SHUTDOWN_TIMEOUT_MS", &self.shutdown_timeout_ms)?,
+        })
+    }
+
+    /// This replica's name: 1 to 128 characters without control characters.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] if `INSTANCE` breaks that rule, or is not set on a host whose name does.
+    pub fn instance(&self) -> Result<String, ConfigError> {
+        let name = match &self.instance {
+            Some(name) => name.clone(),
+            None => nix::unistd::gethostname()
+                .map(|name| name.to_string_lossy().into_owned())
+                .unwrap_or_default(),
+        };
+        let fits = (1..=128).contains(&name.chars().count()) && !name.chars().any(char::is_control);
+        if fits {
+            Ok(name)
+        } else {
+            Err(ConfigError::Invalid {
+                variable: "INSTANCE",
+                value: name,
+                allowed: "1 to 128 characters without control characters, such as balance-1",
+            })
+        }
+    }
+}
+
+fn parsed<T: FromStr>(variable: &'static str, text: &str, allowed: &'static str) -> Result<T, ConfigError> {
+    text.parse().map_err(|_| ConfigError::Invalid {
+        variable,
+        value: text.to_owned(),
+        allowed,
+    })
+}
+
+fn number<T: FromStr + PartialOrd + Display>(
+    variable: &'static str,
+    text: &str,
+    range: RangeInclusive<T>,
+    allowed: &'static str,
+) -> Result<T, ConfigError> {
+    let value = parsed(variable, text, allowed)?;
+    if range.contains(&value) {
+        Ok(value)
+    } else {
+        Err(ConfigError::Invalid {
+            variable,
+            value: text.to_owned(),
+            allowed,
+        })
+    }
+}
+
+fn milliseconds(variable: &'static str, text: &str) -> Result<Duration, ConfigError> {
+    number(
+        variable,
+        text,
+        1..=3_600_000,
+        "a whole number of milliseconds from 1 to 3600000",
+    )
+    .map(Duration::from_millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        service: ServiceArguments,
+        #[command(flatten)]
+        approver: ApproverArguments,
+        #[command(flatten)]
+        database: DatabaseArguments,
+    }
+
+    fn line(flags: &[&str]) -> Line {
+        Line::parse_from(std::iter::once("balance").chain(flags.iter().copied()))
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_with_its_variable_and_what_is_allowed_in_one_line() {
+        for (flag, value, variable) in [
+            ("--listen", "localhost", "LISTEN"),
+            ("--approval-threshold", "-1", "APPROVAL_THRESHOLD"),
+            ("--approval-threshold", "1.5", "APPROVAL_THRESHOLD"),
+            ("--operations-log-sync", "sometimes", "OPERATIONS_LOG_SYNC"),
+            ("--operation-timeout-ms", "0", "OPERATION_TIMEOUT_MS"),
+            ("--instance", "a\nb", "INSTANCE"),
+            ("--connections", "0", "CONNECTIONS"),
+        ] {
+            let line = line(&[&format!("{flag}={value}")]);
+            let errors = [
+                line.service.service().err(),
+                line.service.operations_log().err(),
+                line.service.http().err(),
+            ];
+            let error = errors.into_iter().flatten().next().expect(flag).to_string();
+            assert!(
+                error.starts_with(variable) && error.contains(&format!("{value:?}")),
+                "{error}"
+            );
+            assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_urls_are_required() {
+        let line = line(&[]);
+        assert!(
+            line.approver
+                .approver()
+                .unwrap_err()
+                .to_string()
+                .starts_with("APPROVER_URL")
+        );
+        let database = line.database.database("balance".to_owned());
+        assert!(database.unwrap_err().to_string().starts_with("DATABASE_URL"));
+    }
+}

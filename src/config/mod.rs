@@ -1,0 +1,122 @@
+//! Flags and environment variables, checked once at the start. After that every value is known to be good.
+//!
+//! One struct per concern; each says which variables it comes from. Secrets (the database's and the Approver's URL) are
+//! held in types whose `Debug` and `Display` leave them out.
+//!
+//! | struct | variables |
+//! |---|---|
+//! | [`DatabaseConfig`] | `DATABASE_URL`, `DATABASE_CONNECTIONS` |
+//! | [`ApproverConfig`] | `APPROVER_URL`, `APPROVER_TIMEOUT_MS`, `APPROVER_CALLS` |
+//! | [`OperationsLogConfig`] | `OPERATIONS_LOG`, `OPERATIONS_LOG_SYNC`, `INSTANCE` |
+//! | [`ServiceConfig`] | `APPROVAL_THRESHOLD`, `OPERATION_TIMEOUT_MS`, `OPERATIONS_IN_FLIGHT`, `INSTANCE` |
+//! | [`HttpConfig`] | `LISTEN`, `CONNECTIONS`, `SHUTDOWN_TIMEOUT_MS` |
+
+mod arguments;
+mod urls;
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use arguments::{ApproverArguments, DatabaseArguments, ServiceArguments};
+pub use urls::{ApproverUrl, DatabaseUrl};
+
+/// A value that cannot be used. Its message is one line: the variable, the value and what is allowed.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// The variable has a value that is not allowed.
+    #[error("{variable}: {value:?} is not allowed; give {allowed}")]
+    Invalid {
+        /// The environment variable; the flag has the same name.
+        variable: &'static str,
+        /// What was given.
+        value: String,
+        /// What can be given instead, with an example.
+        allowed: &'static str,
+    },
+    /// The variable has a value that is not allowed and that may hold a secret.
+    #[error("{variable}: the value (not shown, it may hold a password) is not allowed; give {allowed}")]
+    InvalidSecret {
+        /// The environment variable; the flag has the same name.
+        variable: &'static str,
+        /// What can be given instead, with an example.
+        allowed: &'static str,
+    },
+    /// The variable has no value and no default.
+    #[error("{variable}: no value; give {allowed}")]
+    Missing {
+        /// The environment variable; the flag has the same name.
+        variable: &'static str,
+        /// What can be given, with an example.
+        allowed: &'static str,
+    },
+}
+
+/// Where PostgreSQL is and how many connections a replica holds.
+#[derive(Clone, Debug)]
+pub struct DatabaseConfig {
+    /// From `DATABASE_URL`.
+    pub url: DatabaseUrl,
+    /// From `DATABASE_CONNECTIONS`: the most connections open at once, 1 to 1,000.
+    pub connections: usize,
+    /// Shown by PostgreSQL as `application_name`, so that operators see whose connection it is.
+    pub application_name: String,
+}
+
+/// Where the Approver is and how long it is waited for.
+#[derive(Clone, Debug)]
+pub struct ApproverConfig {
+    /// From `APPROVER_URL`.
+    pub url: ApproverUrl,
+    /// From `APPROVER_TIMEOUT_MS`: how long one call may take, before it is tried again.
+    pub call_timeout: Duration,
+    /// From `APPROVER_CALLS`: the most calls in flight at once, 1 to 100,000.
+    pub calls_in_flight: usize,
+}
+
+/// When the operations log is forced to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncPolicy {
+    /// `fdatasync` before any answer of the batch leaves.
+    Always,
+    /// `fdatasync` once a second.
+    EverySecond,
+    /// The operating system decides.
+    Never,
+}
+
+/// Where the operations log is and how safe its lines are.
+#[derive(Clone, Debug)]
+pub struct OperationsLogConfig {
+    /// From `OPERATIONS_LOG`.
+    pub path: PathBuf,
+    /// From `OPERATIONS_LOG_SYNC`.
+    pub sync: SyncPolicy,
+    /// From `INSTANCE`: this replica's name in every line.
+    pub instance: String,
+}
+
+/// The bounds of an operation.
+#[derive(Clone, Debug)]
+pub struct ServiceConfig {
+    /// From `APPROVAL_THRESHOLD`: changes larger than this, either way, need approval.
+    pub approval_threshold: u64,
+    /// From `OPERATION_TIMEOUT_MS`: an operation is answered within this time, with 503 if need be.
+    pub operation_timeout: Duration,
+    /// From `OPERATIONS_IN_FLIGHT`: the most operations under way at once; more are answered 503 at once.
+    pub operations_in_flight: usize,
+    /// From `INSTANCE`: kept in the history with every operation.
+    pub instance: String,
+}
+
+/// Where the service listens.
+#[derive(Clone, Debug)]
+pub struct HttpConfig {
+    /// From `LISTEN`.
+    pub listen: SocketAddr,
+    /// From `CONNECTIONS`: the most connections of clients open at once; more wait to be accepted.
+    pub connections: NonZeroUsize,
+    /// From `SHUTDOWN_TIMEOUT_MS`: how long requests under way may take after SIGTERM.
+    pub shutdown_timeout: Duration,
+}

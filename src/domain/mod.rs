@@ -1,0 +1,14 @@
+//! The rule of the ledger, pure: no I/O, no async, no clock, nothing of HTTP or SQL.
+//!
+//! Values are checked where they are made, so that whoever holds a [`UserId`] or a [`Timestamp`] need not ask again.
+//! [`Timeline::accept`] decides whether an [`Operation`] may join its user's timeline, and what that changes.
+
+mod operation;
+mod timeline;
+mod timestamp;
+
+pub use operation::{
+    Context, IdempotencyKey, InvalidContext, InvalidIdempotencyKey, InvalidUserId, Operation, OperationId, UserId,
+};
+//pub use timeline::{Acceptance, Checkpoint, Head, Moment, Refusal, Segment, SegmentLength, Timeline};
+pub use timestamp::{InvalidTimestamp, Timestamp};
