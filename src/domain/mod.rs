@@ -10,5 +10,5 @@ mod timestamp;
 pub use operation::{
     Context, IdempotencyKey, InvalidContext, InvalidIdempotencyKey, InvalidUserId, Operation, OperationId, UserId,
 };
-//pub use timeline::{Acceptance, Checkpoint, Head, Moment, Refusal, Segment, SegmentLength, Timeline};
+pub use timeline::{Acceptance, Breach, Checkpoint, Head, Moment, Refusal, Segment, SegmentLength, Timeline};
 pub use timestamp::{InvalidTimestamp, Timestamp};
