@@ -1,3 +1,4 @@
 //! stub
 pub mod config;
+pub mod dev;
 pub mod domain;
