@@ -1,0 +1,261 @@
+//! What is told about one answered operation, and the one line it becomes.
+//!
+//! Keeps the promise that no input can forge a line: whatever a user id or a context holds, the line has exactly one
+//! line break of any kind, its last byte, and parses back to the same text.
+
+use std::io;
+
+use serde::{Serialize, Serializer};
+use serde_json::ser::{Formatter, Serializer as JsonSerializer};
+
+use crate::domain::{Context, OperationId, Timestamp, UserId};
+
+/// One answered operation. What does not apply is `None` and left out of the line.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
+    /// Which of the service's operations.
+    pub operation: OperationName,
+    /// How it was answered.
+    pub outcome: Outcome,
+    /// Whose balance.
+    pub user_id: &'a UserId,
+    /// Where on the timeline the change belongs, or the moment that was asked about.
+    pub timestamp: Option<Timestamp>,
+    /// The accepted operation.
+    pub operation_id: Option<OperationId>,
+    /// How much was to be added.
+    pub balance_change: Option<i64>,
+    /// What the change is for.
+    pub context: Option<&'a Context>,
+    /// The balance that was answered.
+    pub balance: Option<i64>,
+}
+
+/// The name of an operation in the log: the contract's `operation`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum OperationName {
+    /// `POST /changeBalance`.
+    ChangeBalance,
+    /// `GET /{userId}/balance`.
+    GetBalance,
+    /// `GET /{userId}/history`.
+    GetHistory,
+}
+
+/// How an operation was answered: the contract's `outcome`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was done.
+    Accepted,
+    /// It had been done before under the same idempotency key; the first answer was given again.
+    Replayed,
+    /// It was refused; the problem's `code`.
+    Problem(&'static str),
+}
+
+impl Serialize for Outcome {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(match self {
+            Self::Accepted => "accepted",
+            Self::Replayed => "replayed",
+            Self::Problem(code) => code,
+        })
+    }
+}
+
+impl Record<'_> {
+    /// Whether the line tells of a change that is in the database. Such a line is never given up.
+    pub(super) fn is_committed_change(&self) -> bool {
+        self.operation == OperationName::ChangeBalance && self.outcome == Outcome::Accepted
+    }
+
+    /// The record as one line of JSON, its line break included, answered at `at` by `instance`.
+    pub(super) fn to_line(self, at: Timestamp, instance: &str) -> Vec<u8> {
+        let fields = Fields {
+            at: at.to_rfc3339_microseconds(),
+            instance,
+            operation: self.operation,
+            outcome: self.outcome,
+            user_id: self.user_id.as_str(),
+            timestamp: self.timestamp.map(|timestamp| timestamp.to_string()),
+            operation_id: self.operation_id.map(|id| id.to_string()),
+            balance_change: self.balance_change,
+            context: self.context.map(Context::as_str),
+            balance: self.balance,
+        };
+        let mut line = Vec::with_capacity(TYPICAL_LINE_BYTES);
+        fields
+            .serialize(&mut JsonSerializer::with_formatter(&mut line, OneLine))
+            .expect("texts and integers always serialise into memory");
+        line.push(b'\n');
+        line
+    }
+}
+
+const TYPICAL_LINE_BYTES: usize = 384;
+
+const RECOVERED_END: &[u8] = b",\"recovered\":true}\n";
+
+/// Marks a line as one that was written later than its operation was answered.
+pub(super) fn mark_recovered(line: &mut Vec<u8>) {
+    debug_assert!(line.ends_with(b"}\n") && !line.ends_with(RECOVERED_END));
+    line.truncate(line.len() - b"}\n".len());
+    line.extend_from_slice(RECOVERED_END);
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Fields<'a> {
+    at: String,
+    instance: &'a str,
+    operation: OperationName,
+    outcome: Outcome,
+    user_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timestamp: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    operation_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    balance_change: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    balance: Option<i64>,
+}
+
+/// Compact JSON that also escapes what JSON allows but a reader may take for a line break or a terminal for a command.
+struct OneLine;
+
+impl Formatter for OneLine {
+    fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let mut plain_from = 0;
+        for (at, character) in fragment.char_indices().filter(|(_, character)| misleads(*character)) {
+            writer.write_all(&fragment.as_bytes()[plain_from..at])?;
+            write!(writer, "\\u{:04x}", u32::from(character))?;
+            plain_from = at + character.len_utf8();
+        }
+        writer.write_all(&fragment.as_bytes()[plain_from..])
+    }
+}
+
+/// Characters that JSON leaves as they are and that would let a text look like something else: U+0085, U+2028 and U+2029
+/// break lines for readers that follow Unicode, the other C1 controls command terminals, and the bidirectional controls
+/// (U+202A to U+202E, U+2066 to U+2069) make a line read differently from what it says.
+fn misleads(character: char) -> bool {
+    matches!(character, '\u{7f}'..='\u{9f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::Value;
+    use uuid::Uuid;
+
+    fn line(record: Record<'_>) -> String {
+        let at = Timestamp::from_unix_microseconds(1).unwrap();
+        String::from_utf8(record.to_line(at, "replica-1")).unwrap()
+    }
+
+    fn read(user_id: &UserId) -> Record<'_> {
+        Record {
+            operation: OperationName::GetBalance,
+            outcome: Outcome::Accepted,
+            user_id,
+            timestamp: None,
+            operation_id: None,
+            balance_change: None,
+            context: None,
+            balance: None,
+        }
+    }
+
+    /// Every character that some reader splits lines on: Unicode's mandatory breaks and Python's `str.splitlines`.
+    fn breaks_lines(character: char) -> bool {
+        matches!(character, '\n'..='\r' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
+    }
+
+    #[test]
+    fn fields_come_in_the_order_of_the_contract() {
+        let (user_id, context) = (UserId::new("a\"b").unwrap(), Context::new("gift").unwrap());
+        let record = Record {
+            operation: OperationName::ChangeBalance,
+            timestamp: Some(Timestamp::parse("2026-01-31T12:00:00Z").unwrap()),
+            operation_id: Some(OperationId(Uuid::nil())),
+            balance_change: Some(i64::MIN),
+            context: Some(&context),
+            balance: Some(i64::MAX),
+            ..read(&user_id)
+        };
+        assert_eq!(
+            line(record),
+            concat!(
+                r#"{"at":"1970-01-01T00:00:00.000001Z","instance":"replica-1","operation":"changeBalance","#,
+                r#""outcome":"accepted","userId":"a\"b","timestamp":"2026-01-31T12:00:00Z","#,
+                r#""operationId":"00000000-0000-0000-0000-000000000000","balanceChange":-9223372036854775808,"#,
+                r#""context":"gift","balance":9223372036854775807}"#,
+                "\n"
+            )
+        );
+    }
+
+    #[test]
+    fn what_does_not_apply_is_left_out() {
+        let user_id = UserId::new("a").unwrap();
+        let record = Record {
+            operation: OperationName::GetHistory,
+            outcome: Outcome::Problem("database_unavailable"),
+            ..read(&user_id)
+        };
+        assert_eq!(
+            line(record),
+            concat!(
+                r#"{"at":"1970-01-01T00:00:00.000001Z","instance":"replica-1","operation":"getHistory","#,
+                r#""outcome":"database_unavailable","userId":"a"}"#,
+                "\n"
+            )
+        );
+    }
+
+    #[test]
+    fn a_recovered_line_says_so_and_is_otherwise_the_same() {
+        let user_id = UserId::new("a").unwrap();
+        let mut marked = line(read(&user_id)).into_bytes();
+        mark_recovered(&mut marked);
+        let mut expected: Value = serde_json::from_str(&line(read(&user_id))).unwrap();
+        expected["recovered"] = Value::Bool(true);
+        assert_eq!(serde_json::from_slice::<Value>(&marked).unwrap(), expected);
+        assert_eq!(marked.last(), Some(&b'\n'));
+    }
+
+    fn nasty_text() -> impl Strategy<Value = String> {
+        let character = prop_oneof![
+            any::<char>(),
+            prop::sample::select(vec![
+                '"', '\\', '\n', '\r', '\u{7f}', '\u{9b}', '\u{feff}', '}', '{', ' '
+            ]),
+            (0u32..0x20).prop_map(|code| char::from_u32(code).unwrap()),
+            prop::sample::select(vec!['\u{85}', '\u{2028}', '\u{2029}', '\u{202e}', '\u{2066}', '\u{1c}']),
+        ];
+        prop::collection::vec(character, 0..40).prop_map(|characters| characters.into_iter().collect())
+    }
+
+    proptest! {
+        #[test]
+        fn any_user_id_and_context_give_one_line_that_reads_back_to_the_same_text(
+            user_id in nasty_text(), context in nasty_text()
+        ) {
+            let user_id: String = format!("u{user_id}").chars().filter(|character| !character.is_control()).collect();
+            let user_id = UserId::new(user_id).unwrap();
+            let context = Context::new(context.replace('\0', "")).unwrap();
+            let record = Record { context: Some(&context), ..read(&user_id) };
+            let line = line(record);
+            prop_assert_eq!(line.find(breaks_lines), Some(line.len() - 1));
+            prop_assert!(!line.trim_end().contains(char::is_control));
+            let parsed: Value = serde_json::from_str(&line).unwrap();
+            prop_assert_eq!(parsed["userId"].as_str(), Some(user_id.as_str()));
+            prop_assert_eq!(parsed["context"].as_str(), Some(context.as_str()));
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! The log as its users meet it: on real files, and on a disk that fails at any byte.
+
+mod any_failure;
+mod disk;
+mod real_files;
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::*;
+use crate::domain::{Context, OperationId, UserId};
+
+/// What one test operation is, and what its line needs to borrow.
+struct Told {
+    id: OperationId,
+    user_id: UserId,
+    context: Context,
+    committed: bool,
+}
+
+impl Told {
+    fn new(number: u128, committed: bool) -> Self {
+        let length = usize::try_from(number % 97).unwrap();
+        Self {
+            id: OperationId(Uuid::from_u128(number)),
+            user_id: UserId::new("user").unwrap(),
+            context: Context::new("x".repeat(length)).unwrap(),
+            committed,
+        }
+    }
+
+    fn record(&self) -> Record<'_> {
+        Record {
+            operation: OperationName::ChangeBalance,
+            outcome: match self.committed {
+                true => Outcome::Accepted,
+                false => Outcome::Problem("insufficient_funds"),
+            },
+            user_id: &self.user_id,
+            timestamp: None,
+            operation_id: Some(self.id),
+            balance_change: Some(1),
+            context: Some(&self.context),
+            balance: None,
+        }
+    }
+}
+
+async fn write(log: &OperationsLog, number: u128, committed: bool) -> Result<(), LogUnavailable> {
+    log.reserve()?.write(&Told::new(number, committed).record()).await
+}
+
+/// The number of the operation that a line tells of, and whether the line is marked as recovered.
+fn told(line: &str) -> Option<(u128, bool)> {
+    let line: Value = serde_json::from_str(line).ok()?;
+    let id = Uuid::parse_str(line["operationId"].as_str()?).ok()?;
+    Some((id.as_u128(), line.get("recovered") == Some(&Value::Bool(true))))
+}

@@ -1,0 +1,306 @@
+//! On files of the operating system.
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use tokio::time::{sleep, timeout};
+
+use super::*;
+use crate::config::SyncPolicy;
+
+/// A directory of its own, removed at the end of the test.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("balance-operations-log-{}", Uuid::now_v7()));
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn log(&self) -> PathBuf {
+        self.0.join("operations.log")
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+async fn start(path: &Path, sync: SyncPolicy) -> (OperationsLog, WriterTask) {
+    let config = OperationsLogConfig {
+        path: path.to_owned(),
+        sync,
+        instance: "replica-1".to_owned(),
+    };
+    OperationsLog::start(config).await.unwrap()
+}
+
+fn numbers(path: &Path) -> Vec<u128> {
+    let text = fs::read_to_string(path).unwrap();
+    text.lines().map(|line| told(line).expect(line).0).collect()
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let waiting = async {
+        while !holds() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), waiting).await.expect(what);
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+#[tokio::test]
+async fn a_new_file_can_be_read_by_its_owner_only() {
+    let directory = Directory::new();
+    let (_log, task) = start(&directory.log(), SyncPolicy::Never).await;
+    assert_eq!(mode(&directory.log()), 0o600);
+    task.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_file_that_others_could_read_is_closed_to_them_and_keeps_its_lines() {
+    let directory = Directory::new();
+    fs::write(
+        directory.log(),
+        "{\"operationId\":\"00000000-0000-0000-0000-000000000007\"}\n",
+    )
+    .unwrap();
+    fs::set_permissions(directory.log(), Permissions::from_mode(0o664)).unwrap();
+    let (log, task) = start(&directory.log(), SyncPolicy::EverySecond).await;
+    assert_eq!(mode(&directory.log()), 0o600);
+    write(&log, 8, true).await.unwrap();
+    task.finish().await.unwrap();
+    assert_eq!(numbers(&directory.log()), [7, 8]);
+}
+
+#[tokio::test]
+async fn a_torn_last_line_is_never_glued_to_the_next() {
+    let directory = Directory::new();
+    fs::write(directory.log(), "{\"at\":\"2026-01").unwrap();
+    let (log, task) = start(&directory.log(), SyncPolicy::EverySecond).await;
+    write(&log, 1, true).await.unwrap();
+    write(&log, 2, false).await.unwrap();
+    task.finish().await.unwrap();
+    let text = fs::read_to_string(directory.log()).unwrap();
+    let lines: Vec<Option<(u128, bool)>> = text.lines().map(told).collect();
+    assert_eq!(lines, [None, Some((1, false)), Some((2, false))]);
+}
+
+#[tokio::test]
+async fn a_path_that_cannot_be_opened_is_named() {
+    let directory = Directory::new();
+    let path = directory.0.join("absent").join("operations.log");
+    let config = OperationsLogConfig {
+        path: path.clone(),
+        sync: SyncPolicy::Never,
+        instance: "replica-1".to_owned(),
+    };
+    let error = OperationsLog::start(config).await.err().unwrap().to_string();
+    assert!(error.contains(path.to_str().unwrap()), "{error}");
+    assert!(error.contains("No such file or directory"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_writers_at_once_give_a_hundred_whole_lines_under_every_policy() {
+    for policy in [SyncPolicy::Always, SyncPolicy::EverySecond, SyncPolicy::Never] {
+        let directory = Directory::new();
+        let (log, task) = start(&directory.log(), policy).await;
+        let writers = (0..100).map(|number| {
+            let log = log.clone();
+            tokio::spawn(async move { write(&log, number, number % 2 == 0).await })
+        });
+        for result in join_all(writers).await {
+            result.unwrap().unwrap();
+        }
+        // On file already: no answer leaves before its line.
+        let mut written = numbers(&directory.log());
+        written.sort_unstable();
+        assert_eq!(written, (0..100).collect::<Vec<u128>>());
+        let statistics = log.statistics();
+        assert_eq!((statistics.lines_written, statistics.failed_writes), (100, 0));
+        assert_eq!(statistics.bytes_written, fs::metadata(directory.log()).unwrap().len());
+        task.finish().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rotation_by_rename_and_reopen_neither_loses_nor_doubles_a_line() {
+    let directory = Directory::new();
+    let (log, task) = start(&directory.log(), SyncPolicy::EverySecond).await;
+    let writers: Vec<_> = (0..8u128)
+        .map(|writer| {
+            let log = log.clone();
+            tokio::spawn(async move {
+                for number in 0..200 {
+                    write(&log, writer * 200 + number, true).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    let rotated = directory.0.join("operations.log.1");
+    until("lines", || log.statistics().lines_written > 100).await;
+    fs::rename(directory.log(), &rotated).unwrap();
+    log.reopen();
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    until("a new file", || directory.log().exists()).await;
+    write(&log, 1_600, true).await.unwrap();
+    task.finish().await.unwrap();
+    let mut all = numbers(&rotated);
+    let new = numbers(&directory.log());
+    assert!(!all.is_empty() && new.contains(&1_600));
+    all.extend(new);
+    all.sort_unstable();
+    assert_eq!(all, (0..=1_600).collect::<Vec<u128>>());
+    assert_eq!(mode(&directory.log()), 0o600);
+}
+
+#[tokio::test]
+async fn a_reopening_that_fails_refuses_operations_until_it_succeeds() {
+    let directory = Directory::new();
+    let (log, task) = start(&directory.log(), SyncPolicy::EverySecond).await;
+    fs::rename(directory.log(), directory.0.join("operations.log.1")).unwrap();
+    fs::create_dir(directory.log()).unwrap();
+    log.reopen();
+    until("failing", || log.health().is_err()).await;
+    let failure = log.health().unwrap_err();
+    assert_eq!(
+        failure.to_string(),
+        "the operations log cannot be opened: Is a directory"
+    );
+    assert_eq!(write(&log, 1, true).await, Err(LogUnavailable::Failing));
+    fs::remove_dir(directory.log()).unwrap();
+    until("recovery", || log.health().is_ok()).await;
+    write(&log, 2, true).await.unwrap();
+    task.finish().await.unwrap();
+    assert_eq!(numbers(&directory.log()), [2]);
+}
+
+#[tokio::test]
+async fn a_file_that_was_removed_is_made_anew_before_a_line_is_lost() {
+    let directory = Directory::new();
+    let (log, task) = start(&directory.log(), SyncPolicy::EverySecond).await;
+    write(&log, 1, true).await.unwrap();
+    fs::remove_file(directory.log()).unwrap();
+    write(&log, 2, true).await.unwrap();
+    assert_eq!(numbers(&directory.log()), [2]);
+    task.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_file_emptied_by_copytruncate_is_written_on_from_its_beginning() {
+    let directory = Directory::new();
+    let (log, task) = start(&directory.log(), SyncPolicy::EverySecond).await;
+    write(&log, 1, true).await.unwrap();
+    let file = OpenOptions::new().write(true).open(directory.log()).unwrap();
+    file.set_len(0).unwrap();
+    write(&log, 2, true).await.unwrap();
+    task.finish().await.unwrap();
+    assert_eq!(numbers(&directory.log()), [2]);
+}
+
+#[tokio::test]
+async fn a_full_disk_is_refused_and_told_and_a_committed_line_reported_at_the_end() {
+    let (log, task) = start(Path::new("/dev/full"), SyncPolicy::EverySecond).await;
+    let slot = log.reserve().unwrap();
+    assert_eq!(write(&log, 1, false).await, Err(LogUnavailable::Failing));
+    let failure = log.health().unwrap_err();
+    assert_eq!(
+        failure.to_string(),
+        "the operations log cannot be written: No space left on device"
+    );
+    assert_eq!(log.reserve().err(), Some(LogUnavailable::Failing));
+    // Longer than it takes to try again: an empty file system call must not be mistaken for recovery.
+    sleep(Duration::from_millis(500)).await;
+    assert_eq!(log.health(), Err(failure));
+    let committed = Told::new(2, true);
+    assert_eq!(slot.write(&committed.record()).await, Err(LogUnavailable::Failing));
+    assert_eq!(log.statistics().lines_retained, 1);
+    let error = task.finish().await.unwrap_err();
+    assert!(matches!(error, FinishError::LinesMissing { lines: 1 }), "{error}");
+}
+
+#[tokio::test]
+async fn a_pipe_gets_whole_lines_and_its_reader_may_go_and_come_back() {
+    let directory = Directory::new();
+    mkfifo(&directory.log(), Mode::S_IRWXU).unwrap();
+    // Opened both ways, so that the pipe has a reader from the start.
+    let reader = |path: &Path| OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut first = reader(&directory.log());
+    let (log, task) = start(&directory.log(), SyncPolicy::Always).await;
+    write(&log, 1, true).await.unwrap();
+    let mut bytes = [0; 4_096];
+    let count = first.read(&mut bytes).unwrap();
+    assert_eq!(told(std::str::from_utf8(&bytes[..count]).unwrap()), Some((1, false)));
+    drop(first);
+    assert_eq!(write(&log, 2, true).await, Err(LogUnavailable::Failing));
+    sleep(Duration::from_millis(500)).await;
+    assert!(log.health().is_err());
+    let mut second = reader(&directory.log());
+    until("recovery", || log.health().is_ok()).await;
+    let count = second.read(&mut bytes).unwrap();
+    assert_eq!(told(std::str::from_utf8(&bytes[..count]).unwrap()), Some((2, true)));
+    task.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn finishing_waits_for_the_slots_that_are_out_and_not_for_the_handles() {
+    let directory = Directory::new();
+    let (log, task) = start(&directory.log(), SyncPolicy::EverySecond).await;
+    let slot = log.reserve().unwrap();
+    log.close();
+    until("closed", || log.reserve().is_err()).await;
+    assert_eq!(log.reserve().err(), Some(LogUnavailable::Closed));
+    slot.write(&Told::new(1, true).record()).await.unwrap();
+    timeout(Duration::from_secs(4), task.finish()).await.unwrap().unwrap();
+    assert_eq!(numbers(&directory.log()), [1]);
+    assert_eq!(log.health(), Err(LogFailure::Closed));
+}
+
+#[tokio::test]
+async fn without_handles_the_writer_ends_by_itself() {
+    let directory = Directory::new();
+    let (log, task) = start(&directory.log(), SyncPolicy::EverySecond).await;
+    write(&log, 1, true).await.unwrap();
+    drop(log);
+    let ended = timeout(Duration::from_secs(4), task.ended).await.unwrap().unwrap();
+    assert_eq!((ended.lines, ended.failure), (0, None));
+}
+
+#[tokio::test]
+async fn more_slots_than_the_queue_holds_are_refused_and_a_dropped_slot_makes_room() {
+    let directory = Directory::new();
+    let (log, task) = start(&directory.log(), SyncPolicy::Never).await;
+    let mut slots: Vec<Slot> = (0..QUEUE_LINES).map(|_| log.reserve().unwrap()).collect();
+    assert_eq!(log.reserve().err(), Some(LogUnavailable::QueueFull));
+    slots.pop();
+    assert!(log.reserve().is_ok());
+    drop(slots);
+    task.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_change_whose_line_was_never_written_gets_one_that_says_so() {
+    let directory = Directory::new();
+    let (log, task) = start(&directory.log(), SyncPolicy::Always).await;
+    let told_late = Told::new(5, true);
+    let slot = log.reserve().unwrap();
+    slot.write_recovered(&told_late.record()).await.unwrap();
+    task.finish().await.unwrap();
+    let text = fs::read_to_string(directory.log()).unwrap();
+    assert_eq!(text.lines().map(told).collect::<Vec<_>>(), [Some((5, true))]);
+}
