@@ -1,1 +1,48 @@
-fn main() {}
+//! The program `balance`; see the library for all it does.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use balance::commands::Cli;
+use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,poem=warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+    raise_file_limit();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error),
+    };
+    match runtime.block_on(cli.run()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+/// Every connection takes a file descriptor, and many systems start programs with a limit far below what they allow.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft < hard {
+            setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+        } else {
+            Ok(())
+        }
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit on open files stays as it is");
+    }
+}
+
+fn fail(error: &dyn std::error::Error) -> ExitCode {
+    // Whoever cannot read standard error cannot be told.
+    let _ = writeln!(std::io::stderr(), "balance: {error}");
+    ExitCode::FAILURE
+}

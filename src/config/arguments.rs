@@ -131,7 +131,11 @@ pub struct ServiceArguments {
     #[arg(long, env = "CONNECTIONS", value_name = "COUNT", default_value = "10000")]
     pub connections: String,
 
-    /// How long requests under way may take after SIGTERM, in milliseconds
+    /// How long requests are still taken after SIGTERM, while /readyz already says no, in milliseconds
+    #[arg(long, env = "SHUTDOWN_DELAY_MS", value_name = "MILLISECONDS", default_value = "1000")]
+    pub shutdown_delay_ms: String,
+
+    /// How long requests under way may take after that, in milliseconds
     #[arg(
         long,
         env = "SHUTDOWN_TIMEOUT_MS",
@@ -203,6 +207,7 @@ impl ServiceArguments {
                 NonZeroUsize::MIN..=NonZeroUsize::MIN.saturating_add(999_999),
                 "a whole number from 1 to 1000000",
             )?,
+            shutdown_delay: milliseconds("SHUTDOWN_DELAY_MS", &self.shutdown_delay_ms)?,
             shutdown_timeout: milliseconds("SHUTDOWN_TIMEOUT_MS", &self.shutdown_timeout_ms)?,
         })
     }

@@ -9,7 +9,7 @@
 //! | [`ApproverConfig`] | `APPROVER_URL`, `APPROVER_TIMEOUT_MS`, `APPROVER_CALLS` |
 //! | [`OperationsLogConfig`] | `OPERATIONS_LOG`, `OPERATIONS_LOG_SYNC`, `INSTANCE` |
 //! | [`ServiceConfig`] | `APPROVAL_THRESHOLD`, `OPERATION_TIMEOUT_MS`, `OPERATIONS_IN_FLIGHT`, `INSTANCE` |
-//! | [`HttpConfig`] | `LISTEN`, `CONNECTIONS`, `SHUTDOWN_TIMEOUT_MS` |
+//! | [`HttpConfig`] | `LISTEN`, `CONNECTIONS`, `SHUTDOWN_DELAY_MS`, `SHUTDOWN_TIMEOUT_MS` |
 
 mod arguments;
 mod urls;
@@ -117,6 +117,8 @@ pub struct HttpConfig {
     pub listen: SocketAddr,
     /// From `CONNECTIONS`: the most connections of clients open at once; more wait to be accepted.
     pub connections: NonZeroUsize,
-    /// From `SHUTDOWN_TIMEOUT_MS`: how long requests under way may take after SIGTERM.
+    /// From `SHUTDOWN_DELAY_MS`: how long requests are still taken after SIGTERM, while `/readyz` already says no.
+    pub shutdown_delay: Duration,
+    /// From `SHUTDOWN_TIMEOUT_MS`: how long requests under way may take after that.
     pub shutdown_timeout: Duration,
 }

@@ -1,0 +1,3 @@
+DROP TABLE balance_checkpoints;
+DROP TABLE changes_history;
+DROP TABLE balance;

@@ -1,0 +1,185 @@
+//! The client of the Approver, which says whether a big change may be.
+//!
+//! 200 means approved, 403 means denied. Whatever else comes, or does not come, is an error and never an approval.
+//! Timeouts, broken connections and 5xx are tried again, a bounded number of times and not beyond the deadline.
+
+use std::time::Duration;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::redirect::Policy;
+use reqwest::{Client, Response, StatusCode, Url};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::config::ApproverConfig;
+use crate::domain::UserId;
+use crate::retry::Pauses;
+
+/// The most calls made for one verdict.
+const MAX_CALLS: u32 = 3;
+/// How long the rest of an answer may take once its verdict is known, so that its connection can be used again.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// The longest body that is read for that.
+const DRAIN_BYTES: usize = 64 * 1024;
+/// All but the unreserved characters of RFC 3986.
+const NOT_UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// What the Approver said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The change may be.
+    Approved,
+    /// The change may not be.
+    Denied,
+}
+
+/// Why there is no verdict. The same request may get one later.
+#[derive(Debug, thiserror::Error)]
+pub enum ApproverError {
+    /// So many verdicts are being waited for that none could be asked for in time.
+    #[error("too many calls to the Approver in flight")]
+    Busy,
+    /// No answer in time.
+    #[error("the Approver did not answer in time")]
+    TimedOut,
+    /// The connection failed or what came over it is not HTTP.
+    #[error("the call to the Approver failed")]
+    Failed(#[source] reqwest::Error),
+    /// An answer that is neither approval nor denial.
+    #[error("the Approver answered {0}")]
+    Unexpected(StatusCode),
+}
+
+/// The Approver at one URL.
+pub struct Approver {
+    client: Client,
+    url: Url,
+    call_timeout: Duration,
+    in_flight: Semaphore,
+}
+
+impl Approver {
+    /// A client that opens connections as they are needed; none is opened now.
+    ///
+    /// # Errors
+    ///
+    /// If the system's certificates cannot be read.
+    pub fn new(config: &ApproverConfig) -> Result<Self, reqwest::Error> {
+        // Another part of the process may have installed a provider already, which serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = Client::builder()
+            .user_agent(concat!("balance/", env!("CARGO_PKG_VERSION")))
+            // A redirect is an unexpected answer; the call goes to the configured host and nowhere else.
+            .redirect(Policy::none())
+            .no_proxy()
+            .connect_timeout(config.call_timeout)
+            .pool_max_idle_per_host(config.calls_in_flight)
+            .pool_idle_timeout(Duration::from_secs(30))
+            .build()?;
+        Ok(Self {
+            client,
+            url: config.url.approve(),
+            call_timeout: config.call_timeout,
+            in_flight: Semaphore::new(config.calls_in_flight),
+        })
+    }
+
+    /// Asks for one verdict.
+    ///
+    /// # Errors
+    ///
+    /// [`ApproverError`] of the last call made, if none gave a verdict before `deadline`.
+    pub async fn verdict(
+        &self,
+        user_id: &UserId,
+        balance_change: i64,
+        deadline: Instant,
+    ) -> Result<Verdict, ApproverError> {
+        let _permit = timeout_at(deadline, self.in_flight.acquire())
+            .await
+            .map_err(|_| ApproverError::Busy)?
+            .map_err(|_| ApproverError::Busy)?;
+        let url = self.url_for(user_id, balance_change);
+        let mut pauses = Pauses::between_calls(deadline);
+        let mut calls = 1;
+        loop {
+            let error = match self.call(url.clone(), deadline).await {
+                Ok(verdict) => return Ok(verdict),
+                Err(error) => error,
+            };
+            let worth_repeating = match &error {
+                ApproverError::TimedOut | ApproverError::Failed(_) => true,
+                ApproverError::Unexpected(status) => status.is_server_error(),
+                ApproverError::Busy => false,
+            };
+            if !worth_repeating || calls == MAX_CALLS || pauses.pause().await.is_err() {
+                return Err(error);
+            }
+            tracing::debug!(%error, calls, "asking the Approver again");
+            calls += 1;
+        }
+    }
+
+    fn url_for(&self, user_id: &UserId, balance_change: i64) -> Url {
+        let mut url = self.url.clone();
+        let user_id = utf8_percent_encode(user_id.as_str(), NOT_UNRESERVED);
+        url.set_query(Some(&format!("userId={user_id}&balanceChange={balance_change}")));
+        url
+    }
+
+    async fn call(&self, url: Url, deadline: Instant) -> Result<Verdict, ApproverError> {
+        let deadline = deadline.min(Instant::now() + self.call_timeout);
+        let response = match timeout_at(deadline, self.client.get(url).send()).await {
+            Err(_) => return Err(ApproverError::TimedOut),
+            Ok(Err(error)) if error.is_timeout() => return Err(ApproverError::TimedOut),
+            Ok(Err(error)) => return Err(ApproverError::Failed(error.without_url())),
+            Ok(Ok(response)) => response,
+        };
+        let status = response.status();
+        tokio::spawn(timeout(DRAIN_TIMEOUT, drain(response)));
+        match status {
+            StatusCode::OK => Ok(Verdict::Approved),
+            StatusCode::FORBIDDEN => Ok(Verdict::Denied),
+            other => Err(ApproverError::Unexpected(other)),
+        }
+    }
+}
+
+/// Reads what is left of an answer, which says nothing more, so that the connection can be used again.
+async fn drain(mut response: Response) {
+    let mut read = 0;
+    while let Ok(Some(chunk)) = response.chunk().await {
+        read += chunk.len();
+        if read > DRAIN_BYTES {
+            break;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ApproverUrl;
+
+    #[tokio::test]
+    async fn ids_are_percent_encoded() {
+        let config = ApproverConfig {
+            url: ApproverUrl::parse("http://approver/base").unwrap(),
+            call_timeout: Duration::from_secs(1),
+            calls_in_flight: 1,
+        };
+        let approver = Approver::new(&config).unwrap();
+        for (id, encoded) in [
+            ("a/b", "a%2Fb"),
+            ("..", ".."),
+            ("a b+c", "a%20b%2Bc"),
+            ("%41&x=1#?", "%2541%26x%3D1%23%3F"),
+            ("ё👍", "%D1%91%F0%9F%91%8D"),
+            ("~_-.", "~_-."),
+        ] {
+            let url = approver.url_for(&UserId::new(id).unwrap(), -100_001);
+            let expected = format!("http://approver/base/approve?userId={encoded}&balanceChange=-100001");
+            assert_eq!(url.as_str(), expected);
+        }
+    }
+}

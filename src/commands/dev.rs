@@ -1,0 +1,136 @@
+//! `balance dev`: all of it on this machine, with nothing to set up.
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use super::{CommandError, DevArguments, Shutdown};
+use crate::config::{ApproverUrl, DatabaseUrl};
+use crate::dev::{PostgresOptions, PrivatePostgres, StandInApprover, StandInOptions, StopMode};
+use crate::replica;
+use crate::store::migrate;
+
+/// The database inside the private PostgreSQL.
+const DATABASE: &str = "balance";
+
+pub(super) async fn run(mut arguments: DevArguments) -> Result<(), CommandError> {
+    let shutdown = Shutdown::listen()?;
+    // The private PostgreSQL stands in for DATABASE_URL, which may well be set for another project.
+    let check = "postgres://balance@localhost/balance";
+    arguments.serve.database.database_url = Some(check.to_owned());
+    let own_approver = arguments.serve.approver.approver_url.clone();
+    arguments
+        .serve
+        .approver
+        .approver_url
+        .get_or_insert_with(|| "http://localhost".to_owned());
+    // A wrong value is reported before anything is started.
+    let mut config = arguments.serve.replica()?;
+    config.http.shutdown_delay = Duration::ZERO;
+
+    progress("Starting PostgreSQL …");
+    let mut postgres = PrivatePostgres::start(&PostgresOptions::new(&arguments.data_dir)).await?;
+    let outcome = with_postgres(&mut config, own_approver, &mut postgres, shutdown).await;
+    let stopped = postgres.stop(StopMode::Fast).await;
+    outcome?;
+    stopped?;
+    progress("Stopped.");
+    Ok(())
+}
+
+async fn with_postgres(
+    config: &mut replica::ReplicaConfig,
+    own_approver: Option<String>,
+    postgres: &mut PrivatePostgres,
+    shutdown: Shutdown,
+) -> Result<(), CommandError> {
+    postgres.create_database(DATABASE).await?;
+    config.database.url = DatabaseUrl::parse(&postgres.url(DATABASE))?;
+    migrate(&config.database).await?;
+
+    let stand_in = match own_approver {
+        Some(_) => None,
+        None => {
+            let options = StandInOptions::default();
+            let address = options.listen;
+            let started = StandInApprover::start(options).await;
+            Some(started.map_err(|source| CommandError::StandIn { address, source })?)
+        }
+    };
+    if let Some(stand_in) = &stand_in {
+        config.approver.url = ApproverUrl::parse(&stand_in.url())?;
+    }
+
+    let banner = Banner {
+        postgres: format!(
+            "data in {}, psql -h {} -U balance {DATABASE}",
+            postgres.data_dir().display(),
+            postgres.socket_dir().display()
+        ),
+        approver: match &stand_in {
+            Some(stand_in) => format!("{} (a stand-in: 300 ms, denies above 1000000)", stand_in.url()),
+            None => config.approver.url.to_string(),
+        },
+        log: absolute(&config.operations_log.path),
+        threshold: config.service.approval_threshold,
+    };
+    let log = postgres.log_path().display().to_string();
+    let serving = replica::run(config.clone(), |address| banner.print(address), shutdown.requested());
+    let result = tokio::select! {
+        served = serving => served.map_err(CommandError::from),
+        status = postgres.exited() => Err(CommandError::PostgresEnded { status, log }),
+    };
+    if let Some(stand_in) = stand_in {
+        stand_in.stop().await;
+    }
+    result
+}
+
+struct Banner {
+    postgres: String,
+    approver: String,
+    log: String,
+    threshold: u64,
+}
+
+impl Banner {
+    fn print(&self, address: SocketAddr) {
+        let url = format!("http://{address}");
+        let bold = if std::io::stdout().is_terminal() {
+            ("\x1b[1m", "\x1b[0m")
+        } else {
+            ("", "")
+        };
+        println!("PostgreSQL      {}", self.postgres);
+        println!(
+            "Approver        {}, asked for changes above {}",
+            self.approver, self.threshold
+        );
+        println!("Operations log  {}", self.log);
+        println!("Service         {}{url}{}", bold.0, bold.1);
+        println!("Swagger UI      {url}/docs");
+        println!();
+        println!("Try, in another terminal:");
+        println!();
+        println!(
+            "  curl -X POST {url}/changeBalance -H 'Content-Type: application/json' \\\n    \
+             -d '{{\"userId\":\"alice\",\"context\":\"first deposit\",\"balanceChange\":100,\
+             \"timestamp\":\"2026-01-31T12:00:00Z\"}}'"
+        );
+        println!("  curl {url}/alice/balance");
+        println!();
+        println!("Ctrl-C stops all of it; the data stays.");
+    }
+}
+
+fn absolute(path: &Path) -> String {
+    std::path::absolute(path)
+        .unwrap_or_else(|_| path.to_owned())
+        .display()
+        .to_string()
+}
+
+fn progress(line: &str) {
+    println!("{line}");
+}

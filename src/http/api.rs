@@ -1,0 +1,326 @@
+//! The operations as poem-openapi serves and documents them: thin handlers that check, call the service and answer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use poem::Request;
+use poem_openapi::param::{Header, Path, Query};
+use poem_openapi::payload::PlainText;
+use poem_openapi::{OpenApi, Tags};
+
+use super::body::ChangeRequestBody;
+use super::parameters::{self, Cursor};
+use super::problem::{Code, Problem, ProblemOf, Problems};
+use super::types::{
+    Balance, Changed, CursorText, DateTime, History, IdempotencyKeyText, LimitText, OrderText, Status, Success,
+    UserIdText,
+};
+use crate::metrics::Metrics;
+use crate::service::{ChangeRequest, HistoryRequest, Service};
+use crate::store::{HistoryOrder, StoreReadiness};
+
+#[derive(Tags)]
+enum Tag {
+    /// Change a balance, and read it as of any moment.
+    #[oai(rename = "balance")]
+    Balance,
+    /// For those who run the service.
+    #[oai(rename = "operation")]
+    Operation,
+}
+
+const INVALID: (u16, &str) = (
+    400,
+    "The request is not valid: `invalid_request`. `detail` names what is wrong and how it is right.",
+);
+const UNAVAILABLE: (u16, &str) = (
+    503,
+    "Nothing could be answered now; try again after `Retry-After`. `database_unavailable`, \
+     `operations_log_unavailable`, `overloaded`, `internal_error`.",
+);
+
+/// The problems of a change.
+#[derive(Debug)]
+pub struct Changing;
+
+impl Problems for Changing {
+    const STATUSES: &'static [(u16, &'static str)] = &[
+        INVALID,
+        (
+            403,
+            "The change is refused and nothing was changed: `approver_denied`, `insufficient_funds` (with `at` and \
+             `shortfall`), `balance_limit` (with `at`).",
+        ),
+        (408, "The body did not arrive in time: `request_timeout`."),
+        (413, "The body has more than 64 KiB: `payload_too_large`."),
+        (415, "The body is not `application/json`: `unsupported_media_type`."),
+        (
+            422,
+            "The Idempotency-Key belongs to another operation: `idempotency_key_reused`.",
+        ),
+        (
+            503,
+            "Nothing was changed, and the same may work after `Retry-After`: `database_unavailable`, \
+             `approver_unavailable`, `too_many_conflicts`, `operations_log_unavailable`, `overloaded`, \
+             `internal_error`. Or the change may have been applied: `outcome_unknown`; repeat it with the same \
+             Idempotency-Key.",
+        ),
+    ];
+}
+
+/// The problems of a read.
+#[derive(Debug)]
+pub struct Reading;
+
+impl Problems for Reading {
+    const STATUSES: &'static [(u16, &'static str)] = &[INVALID, UNAVAILABLE];
+}
+
+/// The problems of the probe of readiness.
+#[derive(Debug)]
+pub struct Probing;
+
+impl Problems for Probing {
+    const STATUSES: &'static [(u16, &'static str)] = &[(
+        503,
+        "Not ready: `not_ready`; `detail` says which dependency does not answer, or that the service is stopping.",
+    )];
+}
+
+/// Tells `/readyz` that the service is stopping.
+#[derive(Clone, Debug, Default)]
+pub struct Stopping(Arc<AtomicBool>);
+
+impl Stopping {
+    /// From now on the service is not ready.
+    pub fn begin(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    fn has_begun(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// The handlers.
+#[derive(Clone)]
+pub struct Api {
+    /// The use cases; none when only the document is wanted.
+    pub service: Option<Arc<Service>>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Whether the service is stopping.
+    pub stopping: Stopping,
+}
+
+impl Api {
+    fn service(&self) -> &Arc<Service> {
+        self.service
+            .as_ref()
+            .expect("an Api that serves has a service; the one without only prints its document")
+    }
+}
+
+#[OpenApi]
+impl Api {
+    /// Change a balance
+    ///
+    /// Adds `balanceChange` to the user's balance at `timestamp`, if with it no moment from then on is negative or beyond
+    /// the signed 64-bit range. Changes larger than the approval threshold, either way, are approved by the Approver
+    /// first. With an `Idempotency-Key` the change is applied at most once, however often it is sent.
+    #[oai(
+        path = "/changeBalance",
+        method = "post",
+        operation_id = "changeBalance",
+        tag = "Tag::Balance"
+    )]
+    async fn change_balance(
+        &self,
+        request: &Request,
+        /// Names the operation among the user's, so that a repeat gets the first answer again: 1 to 255 visible ASCII
+        /// characters, with or without double quotes around them.
+        #[oai(name = "Idempotency-Key")]
+        idempotency_key: Header<Option<IdempotencyKeyText>>,
+        body: ChangeRequestBody,
+    ) -> Result<Changed, ProblemOf<Changing>> {
+        // Read from the headers as they are, since a repeated header is an error too.
+        let Header(_) = idempotency_key;
+        parameters::check_query(request, &[])?;
+        let idempotency_key = parameters::idempotency_key(request)?;
+        let fields = body.0?;
+        let change = self
+            .service()
+            .change_balance(ChangeRequest {
+                user_id: fields.user_id,
+                context: fields.context,
+                balance_change: fields.balance_change,
+                timestamp: fields.timestamp,
+                idempotency_key,
+            })
+            .await?;
+        Ok(Changed {
+            replayed: change.replayed,
+            change: change.into(),
+        })
+    }
+
+    /// Read a balance as of a moment
+    ///
+    /// The sum of all changes of the user stamped at or before `timestamp`; as of now without it. A user nobody has heard
+    /// of has balance 0, as every user has before the first change.
+    #[oai(
+        path = "/:userId/balance",
+        method = "get",
+        operation_id = "getBalance",
+        tag = "Tag::Balance"
+    )]
+    async fn get_balance(
+        &self,
+        request: &Request,
+        /// Whose balance, percent-encoded.
+        #[oai(name = "userId")]
+        user_id: Path<UserIdText>,
+        /// As of when: RFC 3339 with an offset or `Z`. Now, if left out.
+        timestamp: Query<Option<DateTime>>,
+    ) -> Result<Success<Balance>, ProblemOf<Reading>> {
+        parameters::check_query(request, &["timestamp"])?;
+        let user_id = parameters::user_id(user_id.0)?;
+        let at = parameters::timestamp("timestamp", timestamp.0)?;
+        let balance = self.service().balance(user_id, at).await?;
+        Ok(Success(balance.into()))
+    }
+
+    /// Read the history of a balance
+    ///
+    /// The user's changes with the balance after each, the latest first. Pages follow each other by `cursor`: they
+    /// neither skip nor repeat an operation that was there when the first page was read.
+    #[oai(
+        path = "/:userId/history",
+        method = "get",
+        operation_id = "getHistory",
+        tag = "Tag::Balance"
+    )]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "each is a parameter of the operation in the document"
+    )]
+    async fn get_history(
+        &self,
+        request: &Request,
+        /// Whose history, percent-encoded.
+        #[oai(name = "userId")]
+        user_id: Path<UserIdText>,
+        /// The earliest timestamp, included. The beginning, if left out.
+        from: Query<Option<DateTime>>,
+        /// The latest timestamp, included. The end, if left out.
+        to: Query<Option<DateTime>>,
+        /// `desc` begins at the latest timestamp, `asc` at the earliest.
+        order: Query<Option<OrderText>>,
+        /// The most operations on the page, 1 to 1000.
+        limit: Query<Option<LimitText>>,
+        /// `nextCursor` of the page before. It holds `from`, `to` and `order`, which can then be left out.
+        cursor: Query<Option<CursorText>>,
+    ) -> Result<Success<History>, ProblemOf<Reading>> {
+        parameters::check_query(request, &["from", "to", "order", "limit", "cursor"])?;
+        let user_id = parameters::user_id(user_id.0)?;
+        let from = parameters::timestamp("from", from.0)?;
+        let to = parameters::timestamp("to", to.0)?;
+        let order = parameters::order(order.0)?;
+        let limit = parameters::limit(limit.0)?;
+        let cursor = cursor.0.as_ref().map(Cursor::parse).transpose()?;
+        let (from, to, order) = match cursor {
+            None => (from, to, order.unwrap_or(HistoryOrder::NewestFirst)),
+            Some(cursor) => {
+                let agrees = from.is_none_or(|from| Some(from) == cursor.from)
+                    && to.is_none_or(|to| Some(to) == cursor.to)
+                    && order.is_none_or(|order| order == cursor.order);
+                if !agrees {
+                    let detail = "cursor belongs to another from, to or order; repeat those of the first page or leave them out.";
+                    return Err(Problem::invalid(detail).into());
+                }
+                (cursor.from, cursor.to, cursor.order)
+            }
+        };
+        if let (Some(from), Some(to)) = (from, to)
+            && from > to
+        {
+            return Err(Problem::invalid("from must not be later than to; exchange them.").into());
+        }
+        let request = HistoryRequest {
+            user_id: user_id.clone(),
+            from,
+            to,
+            order,
+            beyond: cursor.map(|cursor| cursor.last),
+            limit,
+        };
+        let page = self.service().history(request).await?;
+        let last = page.entries.last().filter(|_| page.more).map(|entry| entry.place);
+        let next_cursor = last.map(|last| Cursor { order, from, to, last }.to_text());
+        Ok(Success(History {
+            user_id: UserIdText(user_id.to_string()),
+            operations: page.entries.into_iter().map(Into::into).collect(),
+            next_cursor,
+        }))
+    }
+
+    /// Whether the process is alive
+    ///
+    /// Asks nothing of any dependency: a process that answers need not be restarted.
+    #[oai(
+        path = "/livez",
+        method = "get",
+        operation_id = "getLiveness",
+        tag = "Tag::Operation"
+    )]
+    async fn livez(&self) -> Success<Status> {
+        let status = "alive".to_owned();
+        Success(Status { status })
+    }
+
+    /// Whether operations can be answered
+    ///
+    /// Asks PostgreSQL and the operations log. The Approver is not asked: without it reads and small changes go on.
+    #[oai(
+        path = "/readyz",
+        method = "get",
+        operation_id = "getReadiness",
+        tag = "Tag::Operation"
+    )]
+    async fn readyz(&self) -> Result<Success<Status>, ProblemOf<Probing>> {
+        let not_ready = |detail: String| Err(Problem::new(Code::NotReady, detail).into());
+        if self.stopping.has_begun() {
+            return not_ready("The service is stopping; use another replica.".to_owned());
+        }
+        let readiness = self.service().readiness().await;
+        if let Err(failure) = readiness.log {
+            return not_ready(format!("The operations log cannot be written: {failure}."));
+        }
+        match readiness.store {
+            Ok(StoreReadiness::Ready) => Ok(Success(Status {
+                status: "ready".to_owned(),
+            })),
+            Ok(StoreReadiness::NoSchema) => {
+                not_ready("The database has no schema; run `balance migrate` on it.".to_owned())
+            }
+            Ok(StoreReadiness::ReadOnly) => {
+                not_ready("The database is read-only; point DATABASE_URL at the primary.".to_owned())
+            }
+            Err(error) => not_ready(format!("The database does not answer: {error}.")),
+        }
+    }
+
+    /// Counters for Prometheus
+    ///
+    /// Prometheus' text format 0.0.4. Nothing is labelled by user.
+    #[oai(
+        path = "/metrics",
+        method = "get",
+        operation_id = "getMetrics",
+        tag = "Tag::Operation"
+    )]
+    async fn metrics(&self) -> PlainText<String> {
+        self.service().observe();
+        PlainText(self.metrics.text())
+    }
+}

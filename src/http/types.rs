@@ -1,0 +1,439 @@
+//! What goes over the wire, with the schemas that the OpenAPI document shows.
+
+use std::borrow::Cow;
+
+use poem::http::{HeaderName, HeaderValue};
+use poem::{IntoResponse, Response};
+use poem_openapi::payload::Payload;
+use poem_openapi::registry::{
+    MetaHeader, MetaMediaType, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef, Registry,
+};
+use poem_openapi::types::{ParseError, ParseFromJSON, ParseFromParameter, ParseResult, ToJSON, Type};
+use poem_openapi::{ApiResponse, Object};
+use serde_json::{Value, json};
+
+use super::problem::response_header;
+use crate::domain::{Context, IdempotencyKey, Timestamp, UserId};
+use crate::service;
+use crate::store::HistoryEntry;
+
+/// A text whose schema says more than that it is one. Parameters of such a type are taken as they come; the handler
+/// checks them with the domain's own rules, whose messages say how to mend them.
+macro_rules! text {
+    ($(#[$meta:meta])* $name:ident, $schema:expr) => {
+        $(#[$meta])*
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct $name(pub String);
+
+        impl Type for $name {
+            const IS_REQUIRED: bool = true;
+            type RawValueType = Self;
+            type RawElementValueType = Self;
+
+            fn name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn schema_ref() -> MetaSchemaRef {
+                MetaSchemaRef::Inline(Box::new($schema))
+            }
+
+            fn as_raw_value(&self) -> Option<&Self> {
+                Some(self)
+            }
+
+            fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
+                Box::new(self.as_raw_value().into_iter())
+            }
+        }
+
+        impl ToJSON for $name {
+            fn to_json(&self) -> Option<Value> {
+                Some(Value::String(self.0.clone()))
+            }
+        }
+
+        impl ParseFromJSON for $name {
+            fn parse_from_json(value: Option<Value>) -> ParseResult<Self> {
+                String::parse_from_json(value).map(Self).map_err(ParseError::propagate)
+            }
+        }
+
+        impl ParseFromParameter for $name {
+            fn parse_from_parameter(value: &str) -> ParseResult<Self> {
+                Ok(Self(value.to_owned()))
+            }
+        }
+    };
+}
+
+text!(
+    /// A user's id.
+    UserIdText,
+    MetaSchema {
+        min_length: Some(1),
+        max_length: Some(UserId::MAX_CHARACTERS),
+        // Without control characters.
+        pattern: Some(r"^[^\u0000-\u001F\u007F-\u009F]+$".to_owned()),
+        example: Some("alice".into()),
+        ..MetaSchema::new("string")
+    }
+);
+
+text!(
+    /// What a change is for.
+    ContextText,
+    MetaSchema {
+        max_length: Some(Context::MAX_CHARACTERS),
+        pattern: Some(r"^[^\u0000]*$".to_owned()),
+        example: Some("salary for January".into()),
+        ..MetaSchema::new("string")
+    }
+);
+
+text!(
+    /// A moment.
+    DateTime,
+    MetaSchema {
+        example: Some("2026-01-31T12:00:00Z".into()),
+        ..MetaSchema::new_with_format("string", "date-time")
+    }
+);
+
+text!(
+    /// An operation's name.
+    OperationIdText,
+    MetaSchema {
+        example: Some("019c13f2-5a80-7c3a-9d52-6f1d3c1e8a10".into()),
+        ..MetaSchema::new_with_format("string", "uuid")
+    }
+);
+
+text!(
+    /// The value of the header `Idempotency-Key`.
+    IdempotencyKeyText,
+    MetaSchema {
+        min_length: Some(1),
+        max_length: Some(IdempotencyKey::MAX_CHARACTERS + 2),
+        pattern: Some(r"^[\x21-\x7E]+$".to_owned()),
+        example: Some("salary-2026-01-alice".into()),
+        ..MetaSchema::new("string")
+    }
+);
+
+text!(
+    /// Where a page of the history ends.
+    CursorText,
+    MetaSchema {
+        min_length: Some(1),
+        max_length: Some(128),
+        ..MetaSchema::new("string")
+    }
+);
+
+text!(
+    /// How many operations a page may have.
+    LimitText,
+    MetaSchema {
+        minimum: Some(1.0),
+        maximum: Some(1_000.0),
+        default: Some(100.into()),
+        ..MetaSchema::new_with_format("integer", "int32")
+    }
+);
+
+text!(
+    /// Which end of the timeline comes first.
+    OrderText,
+    MetaSchema {
+        enum_items: vec!["asc".into(), "desc".into()],
+        default: Some("desc".into()),
+        ..MetaSchema::new("string")
+    }
+);
+
+impl From<Timestamp> for DateTime {
+    fn from(timestamp: Timestamp) -> Self {
+        Self(timestamp.to_string())
+    }
+}
+
+/// The body of a change, for the OpenAPI document; [`super::body`] reads it.
+pub struct ChangeBody;
+
+impl Type for ChangeBody {
+    const IS_REQUIRED: bool = true;
+    type RawValueType = Self;
+    type RawElementValueType = Self;
+
+    fn name() -> Cow<'static, str> {
+        "ChangeRequest".into()
+    }
+
+    fn schema_ref() -> MetaSchemaRef {
+        MetaSchemaRef::Reference(Self::name().into_owned())
+    }
+
+    fn register(registry: &mut Registry) {
+        let described = |schema: MetaSchemaRef, description| {
+            schema.merge(MetaSchema {
+                description: Some(description),
+                ..MetaSchema::ANY
+            })
+        };
+        registry.create_schema::<Self, _>(Self::name().into_owned(), |_| MetaSchema {
+            description: Some("A change of a user's balance. All four fields are required, and no others are allowed."),
+            required: vec!["userId", "context", "balanceChange", "timestamp"],
+            properties: vec![
+                (
+                    "userId",
+                    described(
+                        UserIdText::schema_ref(),
+                        "Whose balance: 1 to 256 characters of Unicode without control characters.",
+                    ),
+                ),
+                (
+                    "context",
+                    described(
+                        ContextText::schema_ref(),
+                        "What the change is for: 0 to 4096 characters without U+0000.",
+                    ),
+                ),
+                (
+                    "balanceChange",
+                    described(
+                        i64::schema_ref(),
+                        "How much is added to the balance: a whole number of the signed 64-bit range, in digits.",
+                    ),
+                ),
+                (
+                    "timestamp",
+                    described(
+                        DateTime::schema_ref(),
+                        "The moment the change belongs to: RFC 3339 with an offset or `Z`; finer digits than \
+                         microseconds are cut off.",
+                    ),
+                ),
+            ],
+            example: Some(json!({
+                "userId": "alice",
+                "context": "salary for January",
+                "balanceChange": 2500,
+                "timestamp": "2026-01-31T12:00:00Z",
+            })),
+            ..MetaSchema::new("object")
+        });
+    }
+
+    fn as_raw_value(&self) -> Option<&Self> {
+        Some(self)
+    }
+
+    fn raw_element_iter<'a>(&'a self) -> Box<dyn Iterator<Item = &'a Self> + 'a> {
+        Box::new(self.as_raw_value().into_iter())
+    }
+}
+
+/// An accepted change.
+#[derive(Clone, Debug, Object)]
+#[oai(rename_all = "camelCase")]
+pub struct Change {
+    /// The operation's name, in the history and in the operations log.
+    operation_id: OperationIdText,
+    /// Whose balance was changed.
+    user_id: UserIdText,
+    /// The moment the change belongs to, in UTC.
+    timestamp: DateTime,
+    /// How much was added.
+    balance_change: i64,
+    /// The balance at `timestamp` when the change was accepted, with it.
+    balance: i64,
+}
+
+impl From<service::Change> for Change {
+    fn from(change: service::Change) -> Self {
+        Self {
+            operation_id: OperationIdText(change.operation_id.to_string()),
+            user_id: UserIdText(change.user_id.to_string()),
+            timestamp: change.timestamp.into(),
+            balance_change: change.balance_change,
+            balance: change.balance,
+        }
+    }
+}
+
+/// A user's balance as of a moment.
+#[derive(Clone, Debug, Object)]
+#[oai(rename_all = "camelCase")]
+pub struct Balance {
+    /// Whose balance it is.
+    user_id: UserIdText,
+    /// As of when, in UTC.
+    timestamp: DateTime,
+    /// The sum of all changes stamped at or before `timestamp`.
+    balance: i64,
+}
+
+impl From<service::Balance> for Balance {
+    fn from(balance: service::Balance) -> Self {
+        Self {
+            user_id: UserIdText(balance.user_id.to_string()),
+            timestamp: balance.timestamp.into(),
+            balance: balance.balance,
+        }
+    }
+}
+
+/// An operation of a user's history.
+#[derive(Clone, Debug, Object)]
+#[oai(rename_all = "camelCase")]
+pub struct HistoryOperation {
+    /// The operation's name.
+    operation_id: OperationIdText,
+    /// The moment it belongs to, in UTC.
+    timestamp: DateTime,
+    /// Its number in the order in which the user's operations were accepted, from 1.
+    seq: i64,
+    /// How much it added.
+    balance_change: i64,
+    /// The balance after it, in the order of the timeline (`timestamp`, then `seq`).
+    balance: i64,
+    /// What it was for.
+    context: ContextText,
+    /// Whether the Approver was asked, and approved.
+    approved: bool,
+    /// When it was stored, in UTC.
+    recorded_at: DateTime,
+}
+
+impl From<HistoryEntry> for HistoryOperation {
+    fn from(entry: HistoryEntry) -> Self {
+        Self {
+            operation_id: OperationIdText(entry.operation_id.to_string()),
+            timestamp: entry.place.timestamp.into(),
+            seq: entry.place.seq,
+            balance_change: entry.balance_change,
+            balance: entry.balance,
+            context: ContextText(entry.context),
+            approved: entry.approved,
+            recorded_at: entry.recorded_at.into(),
+        }
+    }
+}
+
+/// A page of a user's history.
+#[derive(Clone, Debug, Object)]
+#[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
+pub struct History {
+    /// Whose history it is.
+    pub user_id: UserIdText,
+    /// The operations, in the order asked for.
+    pub operations: Vec<HistoryOperation>,
+    /// Give this as `cursor` for the next page; absent on the last one.
+    pub next_cursor: Option<CursorText>,
+}
+
+/// What a probe says.
+#[derive(Clone, Debug, Object)]
+pub struct Status {
+    /// `alive` or `ready`.
+    pub status: String,
+}
+
+/// A body of JSON, under the media type without the parameter that poem-openapi's own adds.
+#[derive(Clone, Debug)]
+pub struct Json<T>(pub T);
+
+impl<T: Type> Payload for Json<T> {
+    const CONTENT_TYPE: &'static str = "application/json";
+
+    fn schema_ref() -> MetaSchemaRef {
+        T::schema_ref()
+    }
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+}
+
+impl<T: ToJSON> IntoResponse for Json<T> {
+    fn into_response(self) -> Response {
+        Response::builder()
+            .content_type(Self::CONTENT_TYPE)
+            .body(self.0.to_json_string())
+    }
+}
+
+/// A 200 with a body, which poem-openapi would leave without a description.
+#[derive(Clone, Debug)]
+pub struct Success<T>(pub T);
+
+impl<T: ToJSON> IntoResponse for Success<T> {
+    fn into_response(self) -> Response {
+        Json(self.0).into_response()
+    }
+}
+
+impl<T: ToJSON> ApiResponse for Success<T> {
+    fn meta() -> MetaResponses {
+        MetaResponses {
+            responses: vec![success::<T>("The answer.", vec![])],
+        }
+    }
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+}
+
+/// A 200 for a change, and whether it is the first answer again.
+#[derive(Clone, Debug)]
+pub struct Changed {
+    /// The answer.
+    pub change: Change,
+    /// Whether it was given before.
+    pub replayed: bool,
+}
+
+const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+
+impl IntoResponse for Changed {
+    fn into_response(self) -> Response {
+        let mut response = Json(self.change).into_response();
+        if self.replayed {
+            let headers = response.headers_mut();
+            headers.insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
+        }
+        response
+    }
+}
+
+impl ApiResponse for Changed {
+    fn meta() -> MetaResponses {
+        let replayed = response_header(
+            IDEMPOTENCY_REPLAYED,
+            "`true` when this is the first answer again.",
+            bool::schema_ref(),
+        );
+        MetaResponses {
+            responses: vec![success::<Change>("The change was accepted.", vec![replayed])],
+        }
+    }
+
+    fn register(registry: &mut Registry) {
+        Change::register(registry);
+    }
+}
+
+fn success<T: Type>(description: &'static str, headers: Vec<MetaHeader>) -> MetaResponse {
+    MetaResponse {
+        description,
+        status: Some(200),
+        status_range: None,
+        content: vec![MetaMediaType {
+            content_type: Json::<T>::CONTENT_TYPE,
+            schema: T::schema_ref(),
+        }],
+        headers,
+    }
+}

@@ -1,0 +1,120 @@
+//! What is counted, and Prometheus' text of it. Labels are routes, methods, statuses and closed lists; never a user.
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
+
+use crate::approver::Verdict;
+
+/// Seconds; from a read that finds everything in memory to an operation's deadline.
+const DURATION_BUCKETS: [f64; 14] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+
+/// The counters of one replica.
+pub struct Metrics {
+    registry: Registry,
+    requests: HistogramVec,
+    conflicts: IntCounter,
+    verdicts: IntCounterVec,
+    /// Connections to PostgreSQL that are open.
+    pub database_connections: IntGauge,
+    /// Those of them that wait for work.
+    pub database_connections_idle: IntGauge,
+    /// Operations under way.
+    pub operations_in_flight: IntGauge,
+    /// Lines handed to the operating system since the start.
+    pub operations_log_lines: IntGauge,
+    /// Lines that wait to be written.
+    pub operations_log_queue: IntGauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All counters at zero.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let requests = HistogramOpts::new(
+            "http_server_request_duration_seconds",
+            "Duration of HTTP requests, by route, method and status.",
+        )
+        .buckets(DURATION_BUCKETS.to_vec());
+        let request_labels = ["http_route", "http_request_method", "http_response_status_code"];
+        let verdicts = Opts::new(
+            "balance_approver_verdicts_total",
+            "Verdicts asked of the Approver, by what came.",
+        );
+        let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
+        Self {
+            requests: register(&registry, HistogramVec::new(requests, &request_labels)),
+            conflicts: register(
+                &registry,
+                IntCounter::new(
+                    "balance_commit_conflicts_total",
+                    "Commits that lost the race for a user's version and were tried again.",
+                ),
+            ),
+            verdicts: register(&registry, IntCounterVec::new(verdicts, &["verdict"])),
+            database_connections: gauge("balance_database_connections", "Open connections to PostgreSQL."),
+            database_connections_idle: gauge(
+                "balance_database_connections_idle",
+                "Open connections to PostgreSQL that wait for work.",
+            ),
+            operations_in_flight: gauge("balance_operations_in_flight", "Operations under way."),
+            operations_log_lines: gauge(
+                "balance_operations_log_lines",
+                "Lines of the operations log handed to the operating system since the start.",
+            ),
+            operations_log_queue: gauge(
+                "balance_operations_log_queue",
+                "Lines of the operations log that wait to be written.",
+            ),
+            registry,
+        }
+    }
+
+    /// Counts an answered request.
+    pub fn request(&self, route: &str, method: &str, status: u16, seconds: f64) {
+        self.requests
+            .with_label_values(&[route, method, &status.to_string()])
+            .observe(seconds);
+    }
+
+    /// Counts a commit that lost the race.
+    pub fn conflict(&self) {
+        self.conflicts.inc();
+    }
+
+    /// Counts a verdict; `None`: there was none.
+    pub fn verdict(&self, verdict: Option<Verdict>) {
+        let label = match verdict {
+            Some(Verdict::Approved) => "approved",
+            Some(Verdict::Denied) => "denied",
+            None => "none",
+        };
+        self.verdicts.with_label_values(&[label]).inc();
+    }
+
+    /// All counters in Prometheus' text format 0.0.4.
+    pub fn text(&self) -> String {
+        let mut text = Vec::new();
+        TextEncoder::new()
+            .encode(&self.registry.gather(), &mut text)
+            .expect("writing to memory does not fail, and every family has a metric");
+        String::from_utf8(text).expect("the encoder writes UTF-8")
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: prometheus::Result<C>) -> C {
+    let collector = collector.expect("names and labels are constants that Prometheus allows");
+    registry
+        .register(Box::new(collector.clone()))
+        .expect("each name is registered once");
+    collector
+}

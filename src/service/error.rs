@@ -1,0 +1,119 @@
+//! Why an operation was not answered as asked. These know nothing of HTTP; `http` turns them into problems.
+
+use crate::approver::ApproverError;
+use crate::domain::Refusal;
+use crate::operations_log::LogUnavailable;
+use crate::store::StoreError;
+
+/// Nothing was changed, and the same may work later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unavailable {
+    /// PostgreSQL cannot be reached or errs.
+    Database,
+    /// The Approver cannot be reached or errs.
+    Approver,
+    /// Other writers were faster until the deadline.
+    TooManyConflicts,
+    /// The operations log cannot be written.
+    OperationsLog,
+    /// A limit of this replica is reached.
+    Overloaded,
+    /// A defect of the service.
+    Internal,
+}
+
+/// Why a change was not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangeError {
+    /// The Approver denied it.
+    ApproverDenied,
+    /// The rule of the ledger forbids it.
+    Refused(Refusal),
+    /// The idempotency key was used for another operation of the user.
+    IdempotencyKeyReused,
+    /// Nothing was changed, and the same may work later.
+    Unavailable(Unavailable),
+    /// It may have been applied, or may still be.
+    OutcomeUnknown,
+}
+
+impl Unavailable {
+    /// The code under which it is logged and answered.
+    pub fn code(self) -> &'static str {
+        match self {
+            Unavailable::Database => "database_unavailable",
+            Unavailable::Approver => "approver_unavailable",
+            Unavailable::TooManyConflicts => "too_many_conflicts",
+            Unavailable::OperationsLog => "operations_log_unavailable",
+            Unavailable::Overloaded => "overloaded",
+            Unavailable::Internal => "internal_error",
+        }
+    }
+}
+
+impl ChangeError {
+    /// The code under which it is logged and answered.
+    pub fn code(self) -> &'static str {
+        match self {
+            ChangeError::ApproverDenied => "approver_denied",
+            ChangeError::Refused(Refusal::InsufficientFunds { .. }) => "insufficient_funds",
+            ChangeError::Refused(Refusal::BalanceLimit { .. }) => "balance_limit",
+            ChangeError::IdempotencyKeyReused => "idempotency_key_reused",
+            ChangeError::Unavailable(unavailable) => unavailable.code(),
+            ChangeError::OutcomeUnknown => "outcome_unknown",
+        }
+    }
+}
+
+impl From<Unavailable> for ChangeError {
+    fn from(unavailable: Unavailable) -> Self {
+        ChangeError::Unavailable(unavailable)
+    }
+}
+
+impl From<Refusal> for ChangeError {
+    fn from(refusal: Refusal) -> Self {
+        ChangeError::Refused(refusal)
+    }
+}
+
+impl From<StoreError> for Unavailable {
+    fn from(error: StoreError) -> Self {
+        log_source("PostgreSQL", &error);
+        match error {
+            StoreError::Unreachable(_) | StoreError::Failed(_) | StoreError::TimedOut => Unavailable::Database,
+            StoreError::Busy => Unavailable::Overloaded,
+        }
+    }
+}
+
+impl From<ApproverError> for Unavailable {
+    fn from(error: ApproverError) -> Self {
+        log_source("the Approver", &error);
+        match error {
+            ApproverError::Busy => Unavailable::Overloaded,
+            ApproverError::TimedOut | ApproverError::Failed(_) | ApproverError::Unexpected(_) => Unavailable::Approver,
+        }
+    }
+}
+
+impl From<LogUnavailable> for Unavailable {
+    fn from(error: LogUnavailable) -> Self {
+        match error {
+            LogUnavailable::QueueFull => Unavailable::Overloaded,
+            LogUnavailable::Failing | LogUnavailable::Closed => Unavailable::OperationsLog,
+        }
+    }
+}
+
+/// Operators see the whole chain of causes; clients see none of it.
+pub(super) fn log_source(what: &str, error: &dyn std::error::Error) {
+    let mut causes = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        causes.push_str(": ");
+        causes.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    tracing::warn!("{what} failed an operation: {causes}");
+}

@@ -1,0 +1,167 @@
+//! The use cases, each a readable page: change a balance, read one, read the history.
+//!
+//! An operation holds a place among those under way and a place in the operations log's queue from its beginning, so that
+//! a limit is met before anything is done. It runs in a task of its own, to its end, even if the client hangs up. Its
+//! answer is given only when its line is with the operating system.
+
+mod change;
+mod error;
+mod read;
+
+pub use change::{Change, ChangeRequest};
+pub use error::{ChangeError, Unavailable};
+pub use read::{Balance, HistoryPage, HistoryRequest};
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
+
+use crate::approver::Approver;
+use crate::config::ServiceConfig;
+use crate::domain::Timestamp;
+use crate::metrics::Metrics;
+use crate::operations_log::{LogFailure, LogUnavailable, OperationsLog, Record, Slot};
+use crate::retry::Pauses;
+use crate::store::{Store, StoreError, StoreReadiness};
+
+/// How often a read is tried when PostgreSQL fails it: enough for connections that a restart of PostgreSQL has broken.
+const READ_ATTEMPTS: u32 = 3;
+/// How long a line may take to be written after the operation's own deadline.
+const LOG_GRACE: Duration = Duration::from_secs(1);
+/// How long PostgreSQL may take to show that it is ready.
+const READINESS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// One replica's service: stateless but for what is under way.
+pub struct Service {
+    store: Store,
+    approver: Approver,
+    log: OperationsLog,
+    metrics: Arc<Metrics>,
+    config: ServiceConfig,
+    under_way: Arc<Semaphore>,
+}
+
+/// Whether the dependencies answer.
+#[derive(Debug)]
+pub struct Readiness {
+    /// PostgreSQL.
+    pub store: Result<StoreReadiness, StoreError>,
+    /// The operations log.
+    pub log: Result<(), LogFailure>,
+}
+
+/// What an operation holds from its beginning to its answer.
+struct Admission {
+    slot: Slot,
+    deadline: Instant,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Service {
+    /// A service on these parts.
+    pub fn new(
+        store: Store,
+        approver: Approver,
+        log: OperationsLog,
+        metrics: Arc<Metrics>,
+        config: ServiceConfig,
+    ) -> Self {
+        let under_way = Arc::new(Semaphore::new(config.operations_in_flight));
+        Self {
+            store,
+            approver,
+            log,
+            metrics,
+            config,
+            under_way,
+        }
+    }
+
+    /// Asks the dependencies that no operation can do without. The Approver is not among them: reads and small changes
+    /// go on when it is away, and taking every replica out of service would end them.
+    pub async fn readiness(&self) -> Readiness {
+        Readiness {
+            store: self.store.readiness(Instant::now() + READINESS_TIMEOUT).await,
+            log: self.log.health(),
+        }
+    }
+
+    /// Brings the gauges up to date; called when they are about to be read.
+    pub fn observe(&self) {
+        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        let (open, idle) = self.store.connections();
+        self.metrics.database_connections.set(count(open));
+        self.metrics.database_connections_idle.set(count(idle));
+        let free = self.under_way.available_permits();
+        let under_way = self.config.operations_in_flight.saturating_sub(free);
+        self.metrics.operations_in_flight.set(count(under_way));
+        let log = self.log.statistics();
+        self.metrics
+            .operations_log_lines
+            .set(i64::try_from(log.lines_written).unwrap_or(i64::MAX));
+        self.metrics.operations_log_queue.set(count(log.lines_queued));
+    }
+
+    /// Waits until no operation is under way.
+    pub async fn finish(&self) {
+        let all = u32::try_from(self.config.operations_in_flight).unwrap_or(u32::MAX);
+        // The semaphore is never closed, so this ends when the last operation has given back its place.
+        let _ = self.under_way.acquire_many(all).await;
+    }
+
+    /// Closes the connections to PostgreSQL; every later operation fails.
+    pub fn close(&self) {
+        self.store.close();
+    }
+
+    /// Takes the places an operation needs, without waiting.
+    fn admit(&self) -> Result<Admission, Unavailable> {
+        let permit = Arc::clone(&self.under_way)
+            .try_acquire_owned()
+            .map_err(|_| Unavailable::Overloaded)?;
+        Ok(Admission {
+            slot: self.log.reserve()?,
+            deadline: Instant::now() + self.config.operation_timeout,
+            _permit: permit,
+        })
+    }
+
+    /// Reads from the store, again if PostgreSQL failed: reads change nothing.
+    async fn read<T, Attempt: Future<Output = Result<T, StoreError>>>(
+        &self,
+        deadline: Instant,
+        attempt: impl Fn() -> Attempt,
+    ) -> Result<T, Unavailable> {
+        let mut pauses = Pauses::between_calls(deadline);
+        let mut attempts = 1;
+        loop {
+            let error = match attempt().await {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            let worth_repeating = match error {
+                StoreError::Unreachable(_) | StoreError::Failed(_) => attempts < READ_ATTEMPTS,
+                StoreError::TimedOut | StoreError::Busy => false,
+            };
+            if !worth_repeating || pauses.pause().await.is_err() {
+                return Err(error.into());
+            }
+            attempts += 1;
+        }
+    }
+}
+
+/// Writes an operation's line; the answer waits for it.
+async fn write_line(slot: Slot, record: &Record<'_>, deadline: Instant) -> Result<(), LogUnavailable> {
+    let latest = deadline.max(Instant::now()) + LOG_GRACE;
+    timeout_at(latest, slot.write(record))
+        .await
+        .unwrap_or(Err(LogUnavailable::Failing))
+}
+
+/// This replica's clock.
+fn now() -> Timestamp {
+    Timestamp::from(SystemTime::now())
+}

@@ -1,0 +1,134 @@
+//! Reading a balance or the history: read, write the line, answer.
+
+use std::sync::Arc;
+
+use super::{Admission, Service, Unavailable, now, write_line};
+use crate::domain::{Timestamp, UserId};
+use crate::operations_log::{OperationName, Outcome, Record};
+use crate::store::{HistoryEntry, HistoryOrder, HistoryQuery, Place};
+
+/// A user's balance as of a moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Balance {
+    /// Whose.
+    pub user_id: UserId,
+    /// As of when.
+    pub timestamp: Timestamp,
+    /// The sum of all operations stamped at or before that moment.
+    pub balance: i64,
+}
+
+/// Which part of a history is asked for.
+#[derive(Clone, Debug)]
+pub struct HistoryRequest {
+    /// Whose.
+    pub user_id: UserId,
+    /// The earliest timestamp, included.
+    pub from: Option<Timestamp>,
+    /// The latest timestamp, included.
+    pub to: Option<Timestamp>,
+    /// Which end first.
+    pub order: HistoryOrder,
+    /// Only operations beyond this one, in that order.
+    pub beyond: Option<Place>,
+    /// The most operations on the page.
+    pub limit: u32,
+}
+
+/// Some operations of a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HistoryPage {
+    /// In the order asked for.
+    pub entries: Vec<HistoryEntry>,
+    /// Whether there are more beyond the last one.
+    pub more: bool,
+}
+
+impl Service {
+    /// The balance as of `at`, or as of now.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`] says what kept the service from answering.
+    pub async fn balance(self: &Arc<Self>, user_id: UserId, at: Option<Timestamp>) -> Result<Balance, Unavailable> {
+        let admission = self.admit()?;
+        let service = Arc::clone(self);
+        let timestamp = at.unwrap_or_else(now);
+        let task = tokio::spawn(async move {
+            let deadline = admission.deadline;
+            let balance = service
+                .read(deadline, || service.store.balance_at(&user_id, timestamp, deadline))
+                .await;
+            let record = Record {
+                balance: balance.ok(),
+                ..read_record(OperationName::GetBalance, &user_id, timestamp, balance.err())
+            };
+            log_and_answer(admission, &record, balance)
+                .await
+                .map(|balance| Balance {
+                    user_id,
+                    timestamp,
+                    balance,
+                })
+        });
+        task.await.unwrap_or(Err(Unavailable::Internal))
+    }
+
+    /// A page of a user's operations with the balance after each.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`] says what kept the service from answering.
+    pub async fn history(self: &Arc<Self>, request: HistoryRequest) -> Result<HistoryPage, Unavailable> {
+        let admission = self.admit()?;
+        let service = Arc::clone(self);
+        let task = tokio::spawn(async move {
+            let deadline = admission.deadline;
+            let timestamp = request.to.unwrap_or_else(now);
+            let query = HistoryQuery {
+                user_id: request.user_id,
+                from: request.from.unwrap_or(Timestamp::MIN),
+                to: request.to.unwrap_or(Timestamp::MAX),
+                order: request.order,
+                beyond: request.beyond,
+                // One more than asked for tells whether there is a next page.
+                limit: request.limit + 1,
+            };
+            let entries = service.read(deadline, || service.store.history(&query, deadline)).await;
+            let failure = entries.as_ref().err().copied();
+            let record = read_record(OperationName::GetHistory, &query.user_id, timestamp, failure);
+            let mut entries = log_and_answer(admission, &record, entries).await?;
+            let more = entries.len() > request.limit as usize;
+            entries.truncate(request.limit as usize);
+            Ok(HistoryPage { entries, more })
+        });
+        task.await.unwrap_or(Err(Unavailable::Internal))
+    }
+}
+
+async fn log_and_answer<T>(
+    admission: Admission,
+    record: &Record<'_>,
+    answer: Result<T, Unavailable>,
+) -> Result<T, Unavailable> {
+    write_line(admission.slot, record, admission.deadline).await?;
+    answer
+}
+
+fn read_record(
+    operation: OperationName,
+    user_id: &UserId,
+    timestamp: Timestamp,
+    failure: Option<Unavailable>,
+) -> Record<'_> {
+    Record {
+        operation,
+        outcome: failure.map_or(Outcome::Accepted, |failure| Outcome::Problem(failure.code())),
+        user_id,
+        timestamp: Some(timestamp),
+        operation_id: None,
+        balance_change: None,
+        context: None,
+        balance: None,
+    }
+}

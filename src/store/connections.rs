@@ -1,0 +1,159 @@
+//! Connections to PostgreSQL: how one is opened, how many there are, and when one is thrown away.
+
+use std::time::Duration;
+
+use deadpool::Runtime;
+use deadpool::managed::Object as PoolObject;
+use diesel::ConnectionError;
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use diesel_async::pooled_connection::deadpool::{Object, Pool};
+use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
+use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
+use futures_util::FutureExt;
+use tokio::time::error::Elapsed;
+use tokio::time::{Instant, timeout_at};
+use tokio_postgres::NoTls;
+
+use super::StoreError;
+use crate::config::DatabaseConfig;
+
+/// How long opening a connection may take, and how long one is waited for when all are in use.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What PostgreSQL itself enforces, should we be cut off from it in the middle of a statement.
+const SESSION_SETTINGS: &str = "SET statement_timeout = '10s'; SET lock_timeout = '5s'; \
+     SET idle_in_transaction_session_timeout = '10s'; SET client_min_messages = warning";
+
+pub(super) struct Connections {
+    pool: Pool<AsyncPgConnection>,
+}
+
+/// A connection taken from the pool. It goes back only when its statement has ended well: one whose statement failed,
+/// timed out or was cancelled may still be busy or broken, and is closed.
+pub(super) struct Lease(Option<Object<AsyncPgConnection>>);
+
+impl Lease {
+    pub(super) fn connection(&mut self) -> &mut AsyncPgConnection {
+        self.0.as_mut().expect("a lease has its connection until it is dropped")
+    }
+
+    /// Ends the lease with what came of its statement before the deadline.
+    pub(super) fn end<T>(mut self, result: Result<Result<T, DieselError>, Elapsed>) -> Result<T, StatementError> {
+        let error = match result {
+            Ok(Ok(value)) => {
+                drop(self.0.take());
+                return Ok(value);
+            }
+            Ok(Err(error)) => error,
+            Err(Elapsed { .. }) => return Err(StatementError::TimedOut),
+        };
+        if leaves_connection_usable(&error) {
+            drop(self.0.take());
+        }
+        Err(StatementError::Failed(error))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
+            drop(PoolObject::take(connection));
+        }
+    }
+}
+
+impl Connections {
+    pub(super) fn new(config: &DatabaseConfig) -> Self {
+        let mut manager = ManagerConfig::default();
+        // `Fast` checks without a round trip that the connection is not closed.
+        manager.recycling_method = RecyclingMethod::Fast;
+        let client = client_config(config);
+        manager.custom_setup = Box::new(move |_| open(client.clone()).boxed());
+        let manager = AsyncDieselConnectionManager::new_with_config("", manager);
+        let pool = Pool::builder(manager)
+            .max_size(config.connections)
+            .runtime(Runtime::Tokio1)
+            .wait_timeout(Some(CONNECT_TIMEOUT))
+            .create_timeout(Some(CONNECT_TIMEOUT))
+            .recycle_timeout(Some(CONNECT_TIMEOUT))
+            .build()
+            .expect("a pool with timeouts needs a runtime, and has one");
+        Self { pool }
+    }
+
+    /// Takes a connection for one statement.
+    pub(super) async fn lease(&self, deadline: Instant) -> Result<Lease, StoreError> {
+        let connection = timeout_at(deadline, self.pool.get())
+            .await
+            .map_err(|_| StoreError::Busy)??;
+        Ok(Lease(Some(connection)))
+    }
+
+    /// Connections open, and how many of them wait for work.
+    pub(super) fn status(&self) -> (usize, usize) {
+        let status = self.pool.status();
+        (status.size, status.available)
+    }
+
+    pub(super) fn close(&self) {
+        self.pool.close();
+    }
+}
+
+/// Why a statement that was sent gave no result.
+pub(super) enum StatementError {
+    Failed(DieselError),
+    TimedOut,
+}
+
+impl From<StatementError> for StoreError {
+    fn from(error: StatementError) -> Self {
+        match error {
+            StatementError::Failed(error) => StoreError::Failed(error),
+            StatementError::TimedOut => StoreError::TimedOut,
+        }
+    }
+}
+
+/// Conflicts are everyday; all else is rare enough to pay for a new connection. A primary that was demoted refuses every
+/// write and answers every read, so its connections must go.
+fn leaves_connection_usable(error: &DieselError) -> bool {
+    matches!(
+        error,
+        DieselError::DatabaseError(
+            DatabaseErrorKind::UniqueViolation | DatabaseErrorKind::SerializationFailure,
+            _
+        )
+    )
+}
+
+fn client_config(config: &DatabaseConfig) -> tokio_postgres::Config {
+    let mut client = config.url.to_client_config();
+    client.application_name(&config.application_name);
+    if client.get_connect_timeout().is_none() {
+        client.connect_timeout(CONNECT_TIMEOUT);
+    }
+    if client.get_tcp_user_timeout().is_none() {
+        client.tcp_user_timeout(Duration::from_secs(10));
+    }
+    client
+}
+
+/// Opens a connection outside the pool, with the settings of one.
+pub(super) async fn open(client: tokio_postgres::Config) -> Result<AsyncPgConnection, ConnectionError> {
+    let (client, connection) = client
+        .connect(NoTls)
+        .await
+        .map_err(|error| ConnectionError::CouldntSetupConfiguration(DieselError::QueryBuilderError(Box::new(error))))?;
+    let mut connection = AsyncPgConnection::try_from_client_and_connection(client, connection).await?;
+    connection
+        .batch_execute(SESSION_SETTINGS)
+        .await
+        .map_err(ConnectionError::CouldntSetupConfiguration)?;
+    Ok(connection)
+}
+
+/// Opens a connection outside the pool for `config`.
+pub(super) async fn open_one(config: &DatabaseConfig) -> Result<AsyncPgConnection, ConnectionError> {
+    open(client_config(config)).await
+}

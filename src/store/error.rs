@@ -1,0 +1,77 @@
+//! What can go wrong with PostgreSQL, sorted by what the caller can do about it.
+
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use diesel_async::pooled_connection::PoolError as ConnectionError;
+use diesel_async::pooled_connection::deadpool::PoolError;
+
+/// Nothing was changed; the same may work later.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// PostgreSQL cannot be reached.
+    #[error("no connection to PostgreSQL")]
+    Unreachable(#[source] ConnectionError),
+    /// PostgreSQL answered with an error, or the connection broke.
+    #[error("PostgreSQL failed the statement")]
+    Failed(#[source] DieselError),
+    /// PostgreSQL did not answer before the deadline.
+    #[error("PostgreSQL did not answer in time")]
+    TimedOut,
+    /// All connections were in use until the deadline.
+    #[error("no connection to PostgreSQL became free in time")]
+    Busy,
+}
+
+/// Why a commit gave no result.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// Nothing was stored.
+    #[error("nothing was stored")]
+    NotStored(#[source] StoreError),
+    /// The statement was sent and its result did not arrive: it may have been stored, or may still be.
+    #[error("the result of the commit is unknown")]
+    InDoubt(#[source] StoreError),
+}
+
+impl From<PoolError> for StoreError {
+    fn from(error: PoolError) -> Self {
+        match error {
+            PoolError::Backend(error) => StoreError::Unreachable(error),
+            PoolError::Timeout(deadpool::managed::TimeoutType::Create) => StoreError::TimedOut,
+            PoolError::Timeout(_) => StoreError::Busy,
+            PoolError::Closed | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => StoreError::Busy,
+        }
+    }
+}
+
+/// What an error of the commit statement means. It is one statement outside a transaction, so an error that PostgreSQL
+/// reports for the statement itself rolls it back.
+pub(super) enum CommitFailure {
+    /// Another replica was faster: read again and retry.
+    Conflict,
+    /// Rolled back.
+    NotStored,
+    /// Unknown, since the connection broke or PostgreSQL's error does not say.
+    InDoubt,
+}
+
+pub(super) fn classify(error: &DieselError) -> CommitFailure {
+    match error {
+        DieselError::DatabaseError(kind, _) => match kind {
+            // The idempotency key or the place in the order of acceptance was taken meanwhile.
+            DatabaseErrorKind::UniqueViolation | DatabaseErrorKind::SerializationFailure => CommitFailure::Conflict,
+            DatabaseErrorKind::ForeignKeyViolation
+            | DatabaseErrorKind::NotNullViolation
+            | DatabaseErrorKind::CheckViolation
+            | DatabaseErrorKind::RestrictViolation
+            | DatabaseErrorKind::ExclusionViolation
+            | DatabaseErrorKind::ReadOnlyTransaction => CommitFailure::NotStored,
+            // `Unknown` holds deadlocks and timeouts, but terminated backends too, whose last statement may have been
+            // committed. The enum is open, so that what comes later is in doubt as well.
+            _ => CommitFailure::InDoubt,
+        },
+        DieselError::SerializationError(_) | DieselError::QueryBuilderError(_) | DieselError::InvalidCString(_) => {
+            CommitFailure::NotStored
+        }
+        _ => CommitFailure::InDoubt,
+    }
+}

@@ -1,0 +1,51 @@
+//! PostgreSQL. Knows the rule of the ledger only through [`crate::domain`]; knows nothing of HTTP, of the Approver or of
+//! the log.
+//!
+//! The conditional update of a user's row in `balance`, keyed on its version, is the only synchronisation between
+//! replicas. Each call is one statement, on a connection that is held for that statement only, with a deadline. Nothing
+//! here retries: the caller decides.
+
+mod changes;
+mod connections;
+mod error;
+mod migrations;
+mod moment;
+mod reads;
+mod schema;
+mod statement;
+
+pub use changes::{CommitOutcome, Commitment, EarlierOperation, UserState};
+pub use error::{CommitError, StoreError};
+pub use migrations::{MigrationError, migrate};
+pub use reads::{HistoryEntry, HistoryOrder, HistoryQuery, Place, StoreReadiness};
+
+use connections::Connections;
+
+use crate::config::DatabaseConfig;
+use crate::domain::SegmentLength;
+
+/// The ledger as PostgreSQL keeps it.
+pub struct Store {
+    connections: Connections,
+    segment_length: SegmentLength,
+}
+
+impl Store {
+    /// A store that opens connections as they are needed; none is opened now.
+    pub fn new(config: &DatabaseConfig, segment_length: SegmentLength) -> Self {
+        Self {
+            connections: Connections::new(config),
+            segment_length,
+        }
+    }
+
+    /// Connections open, and how many of them wait for work.
+    pub fn connections(&self) -> (usize, usize) {
+        self.connections.status()
+    }
+
+    /// Closes the connections; every later call fails.
+    pub fn close(&self) {
+        self.connections.close();
+    }
+}

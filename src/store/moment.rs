@@ -1,0 +1,21 @@
+//! Timestamps as PostgreSQL counts them: microseconds since 2000-01-01T00:00:00Z.
+
+use diesel::data_types::PgTimestamp;
+
+use crate::domain::Timestamp;
+
+/// 2000-01-01T00:00:00Z in microseconds since 1970-01-01T00:00:00Z.
+const POSTGRES_EPOCH: i64 = 946_684_800 * 1_000_000;
+
+pub(super) fn to_postgres(timestamp: Timestamp) -> PgTimestamp {
+    PgTimestamp(timestamp.unix_microseconds() - POSTGRES_EPOCH)
+}
+
+/// A moment that our own schema stores; its constraint keeps it within the years 1 to 9999.
+pub(super) fn from_postgres(stored: PgTimestamp) -> Timestamp {
+    stored
+        .0
+        .checked_add(POSTGRES_EPOCH)
+        .and_then(Timestamp::from_unix_microseconds)
+        .expect("changes_history_timestamp keeps stored moments within the years 1 to 9999")
+}

@@ -1,0 +1,263 @@
+//! Balances and the history, as of any moment.
+
+use diesel::data_types::PgTimestamp;
+use diesel::sql_types::{BigInt, Bool, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::{OptionalExtension, QueryDsl};
+use diesel_async::RunQueryDsl;
+use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
+
+use super::moment::{from_postgres, to_postgres};
+use super::schema::changes_history;
+use super::statement::statement;
+use super::{Store, StoreError};
+use crate::domain::{OperationId, Timestamp, UserId};
+
+statement! {
+    /// One row of `balance` when nothing is later than `at`; otherwise the last checkpoint at or before `at` and an
+    /// index-only sum over what follows it, at most about two segments. One statement is one snapshot.
+    struct BalanceAt<'a> { user_id: &'a str => Text, at: PgTimestamp => Timestamptz, }
+    => (BigInt,)
+    r#"
+SELECT CASE WHEN b.latest <= asked.at THEN b.balance ELSE (
+    SELECT coalesce(c.balance, 0) + coalesce((
+        SELECT sum(h.balance_change) FROM changes_history h
+        WHERE h.user_id = asked.user_id AND h."timestamp" <= asked.at
+            AND h."timestamp" > coalesce(c."timestamp", '-infinity')), 0)
+    FROM (SELECT) AS always LEFT JOIN LATERAL (
+        SELECT k."timestamp", k.balance FROM balance_checkpoints k
+        WHERE k.user_id = asked.user_id AND k."timestamp" <= asked.at
+        ORDER BY k."timestamp" DESC LIMIT 1) c ON true)::bigint
+END
+FROM asked JOIN balance b ON b.user_id = asked.user_id"#
+}
+
+macro_rules! history_page {
+    ($name:ident, $beyond:literal, $order:literal) => {
+        statement! {
+            /// A page by key, and the balance after each of its operations: the last checkpoint before the page, a sum
+            /// over what lies between, and a running sum. Inside one moment the running sum may pass through figures that
+            /// are no balance of any moment; should such a figure not fit 64 bits, the nearest that does is shown.
+            struct $name<'a> {
+                user_id: &'a str => Text,
+                first: PgTimestamp => Timestamptz,
+                last: PgTimestamp => Timestamptz,
+                beyond: PgTimestamp => Timestamptz,
+                beyond_seq: i64 => BigInt,
+                size: i64 => BigInt,
+            }
+            => (Timestamptz, BigInt, BigInt, BigInt, Text, SqlUuid, Bool, Timestamptz)
+            concat!(r#"
+, page AS (
+    SELECT h.* FROM asked CROSS JOIN LATERAL (
+        SELECT * FROM changes_history h
+        WHERE h.user_id = asked.user_id AND h."timestamp" BETWEEN asked.first AND asked.last
+            AND (h."timestamp", h.seq) "#, $beyond, r#" (asked.beyond, asked.beyond_seq)
+        ORDER BY h."timestamp" "#, $order, r#", h.seq "#, $order, r#" LIMIT asked.size) h)
+, start AS (SELECT p.user_id, p."timestamp", p.seq FROM page p ORDER BY p."timestamp", p.seq LIMIT 1)
+, opening AS (
+    SELECT coalesce(c.balance, 0) + coalesce((
+        SELECT sum(h.balance_change) FROM changes_history h
+        WHERE h.user_id = start.user_id AND h."timestamp" > coalesce(c."timestamp", '-infinity')
+            AND (h."timestamp", h.seq) < (start."timestamp", start.seq)), 0) AS balance
+    FROM start LEFT JOIN LATERAL (
+        SELECT k."timestamp", k.balance FROM balance_checkpoints k
+        WHERE k.user_id = start.user_id AND k."timestamp" < start."timestamp"
+        ORDER BY k."timestamp" DESC LIMIT 1) c ON true)
+SELECT p."timestamp", p.seq, p.balance_change,
+    least(greatest(opening.balance + sum(p.balance_change) OVER (ORDER BY p."timestamp", p.seq),
+        -9223372036854775808), 9223372036854775807)::bigint,
+    p.context, p.operation_id, p.approved, p.recorded_at
+FROM page p CROSS JOIN opening ORDER BY p."timestamp" "#, $order, r#", p.seq "#, $order)
+        }
+    };
+}
+
+history_page!(OldestFirst, ">", "ASC");
+history_page!(NewestFirst, "<", "DESC");
+
+statement! {
+    /// Whether the service's tables are there, and whether this server takes writes.
+    struct Readiness<'a> { relation: &'a str => Text, }
+    => (Bool, Bool)
+    "SELECT to_regclass(asked.relation) IS NOT NULL, \
+     NOT pg_is_in_recovery() AND NOT current_setting('default_transaction_read_only')::boolean FROM asked"
+}
+
+/// Which end of the timeline a page of the history begins at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HistoryOrder {
+    /// The earliest timestamp first.
+    OldestFirst,
+    /// The latest timestamp first.
+    NewestFirst,
+}
+
+/// The place of an operation on its user's timeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its timestamp.
+    pub timestamp: Timestamp,
+    /// Its number in the order of acceptance.
+    pub seq: i64,
+}
+
+/// Which operations to read.
+#[derive(Clone, Debug)]
+pub struct HistoryQuery {
+    /// Whose.
+    pub user_id: UserId,
+    /// The earliest timestamp, included.
+    pub from: Timestamp,
+    /// The latest timestamp, included.
+    pub to: Timestamp,
+    /// The end to begin at.
+    pub order: HistoryOrder,
+    /// Only operations beyond this one, in that order.
+    pub beyond: Option<Place>,
+    /// The most operations to return.
+    pub limit: u32,
+}
+
+/// An operation of the history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HistoryEntry {
+    /// Where on the timeline.
+    pub place: Place,
+    /// How much was added.
+    pub balance_change: i64,
+    /// The balance after it, with all operations known now that are before it on the timeline.
+    pub balance: i64,
+    /// What it was for.
+    pub context: String,
+    /// Its name.
+    pub operation_id: OperationId,
+    /// Whether the Approver was asked, and approved.
+    pub approved: bool,
+    /// When PostgreSQL stored it.
+    pub recorded_at: Timestamp,
+}
+
+/// What `/readyz` wants to know of PostgreSQL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreReadiness {
+    /// Reads and writes work.
+    Ready,
+    /// `balance migrate` has not been run.
+    NoSchema,
+    /// The server is a standby or read-only.
+    ReadOnly,
+}
+
+type HistoryRow = (PgTimestamp, i64, i64, i64, String, Uuid, bool, PgTimestamp);
+
+impl Store {
+    /// The balance of a user as of a moment: all operations stamped at or before `at`. 0 for a user nobody has heard of.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if PostgreSQL gives no answer before `deadline`.
+    pub async fn balance_at(&self, user_id: &UserId, at: Timestamp, deadline: Instant) -> Result<i64, StoreError> {
+        let user_id = user_id.as_str();
+        let at = to_postgres(at);
+        let mut lease = self.connections.lease(deadline).await?;
+        let statement = BalanceAt { user_id, at }.load(lease.connection());
+        let result = timeout_at(deadline, statement).await;
+        let rows: Vec<(i64,)> = lease.end(result)?;
+        Ok(rows.into_iter().next().map_or(0, |(balance,)| balance))
+    }
+
+    /// At most `query.limit` operations in the order asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if PostgreSQL gives no answer before `deadline`.
+    pub async fn history(&self, query: &HistoryQuery, deadline: Instant) -> Result<Vec<HistoryEntry>, StoreError> {
+        let user_id = query.user_id.as_str();
+        let (first, last) = (to_postgres(query.from), to_postgres(query.to));
+        let size = i64::from(query.limit);
+        let beyond = query.beyond.map(|place| (to_postgres(place.timestamp), place.seq));
+        let mut lease = self.connections.lease(deadline).await?;
+        let result = match query.order {
+            HistoryOrder::OldestFirst => {
+                let (beyond, beyond_seq) = beyond.unwrap_or((first, 0));
+                let page = OldestFirst {
+                    user_id,
+                    first,
+                    last,
+                    beyond,
+                    beyond_seq,
+                    size,
+                };
+                timeout_at(deadline, page.load(lease.connection())).await
+            }
+            HistoryOrder::NewestFirst => {
+                let (beyond, beyond_seq) = beyond.unwrap_or((last, i64::MAX));
+                let page = NewestFirst {
+                    user_id,
+                    first,
+                    last,
+                    beyond,
+                    beyond_seq,
+                    size,
+                };
+                timeout_at(deadline, page.load(lease.connection())).await
+            }
+        };
+        let rows: Vec<HistoryRow> = lease.end(result)?;
+        let entry = |row: HistoryRow| {
+            let (timestamp, seq, balance_change, balance, context, operation_id, approved, recorded_at) = row;
+            HistoryEntry {
+                place: Place {
+                    timestamp: from_postgres(timestamp),
+                    seq,
+                },
+                balance_change,
+                balance,
+                context,
+                operation_id: OperationId(operation_id),
+                approved,
+                recorded_at: from_postgres(recorded_at),
+            }
+        };
+        Ok(rows.into_iter().map(entry).collect())
+    }
+
+    /// The operation that took a place in the order of acceptance, if any.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if PostgreSQL gives no answer before `deadline`.
+    pub async fn operation_at(
+        &self,
+        user_id: &UserId,
+        place: Place,
+        deadline: Instant,
+    ) -> Result<Option<OperationId>, StoreError> {
+        let key = (user_id.as_str(), to_postgres(place.timestamp), place.seq);
+        let mut lease = self.connections.lease(deadline).await?;
+        let operation = changes_history::table.find(key).select(changes_history::operation_id);
+        let statement = operation.first(lease.connection());
+        let result = timeout_at(deadline, statement).await.map(OptionalExtension::optional);
+        let id: Option<Uuid> = lease.end(result)?;
+        Ok(id.map(OperationId))
+    }
+
+    /// Whether operations can be stored now.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if PostgreSQL gives no answer before `deadline`.
+    pub async fn readiness(&self, deadline: Instant) -> Result<StoreReadiness, StoreError> {
+        let mut lease = self.connections.lease(deadline).await?;
+        let relation = "balance_checkpoints";
+        let statement = Readiness { relation }.get_result(lease.connection());
+        let result = timeout_at(deadline, statement).await;
+        let (schema, writable): (bool, bool) = lease.end(result)?;
+        Ok(match (schema, writable) {
+            (false, _) => StoreReadiness::NoSchema,
+            (true, false) => StoreReadiness::ReadOnly,
+            (true, true) => StoreReadiness::Ready,
+        })
+    }
+}
