@@ -12,11 +12,11 @@ mod types;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use poem::error::{MethodNotAllowedError, NotFoundError};
+use poem::error::{MethodNotAllowedError, NotFoundError, ParsePathError};
 use poem::http::{HeaderValue, Method, header};
 use poem::web::Html;
 use poem::{Endpoint, EndpointExt, IntoEndpoint, IntoResponse, Request, Response, Route, Server, get};
-use poem_openapi::error::{ParseParamError, ParsePathError};
+use poem_openapi::error::ParseParamError;
 
 pub use api::Stopping;
 pub use document::document;
@@ -141,6 +141,7 @@ fn to_problem(error: poem::Error, route: Option<(&'static str, &'static str)>) -
     }
     let status = error.status();
     if status.is_client_error() {
+        tracing::debug!(?error, "a request that cannot be read");
         return Problem::invalid("The request cannot be read; see /docs for what it may hold.").into_response();
     }
     tracing::error!(%status, %error, "an error that no layer has named");

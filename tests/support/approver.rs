@@ -1,0 +1,139 @@
+//! An Approver for tests: real TCP and HTTP, behaving as each test says, and remembering what it was asked.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+/// What the Approver does with a call, after its delay.
+#[derive(Clone, Debug)]
+pub enum Behaviour {
+    /// Answers with this status and no body.
+    Status(u16),
+    /// Takes the call and never answers.
+    Hang,
+    /// Closes the connection with a reset.
+    Reset,
+    /// Answers with these bytes and closes the connection.
+    Raw(&'static [u8]),
+}
+
+#[derive(Default)]
+struct State {
+    delay: Duration,
+    default: Option<Behaviour>,
+    by_user: HashMap<String, Vec<Behaviour>>,
+    calls: Vec<String>,
+}
+
+/// A running Approver. It approves everything at once until told otherwise.
+pub struct TestApprover {
+    address: SocketAddr,
+    state: Arc<Mutex<State>>,
+    server: JoinHandle<()>,
+}
+
+impl Drop for TestApprover {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+impl TestApprover {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let state = Arc::new(Mutex::new(State::default()));
+        let shared = Arc::clone(&state);
+        let server = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(serve(stream, Arc::clone(&shared)));
+            }
+        });
+        Self { address, state, server }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Every verdict takes this long.
+    pub fn delay(&self, delay: Duration) {
+        self.state.lock().unwrap().delay = delay;
+    }
+
+    /// What is done with calls for users of whom nothing else is said.
+    pub fn always(&self, behaviour: Behaviour) {
+        self.state.lock().unwrap().default = Some(behaviour);
+    }
+
+    /// What is done with this user's calls, one after the other; the last one stays. `user_id` as it stands in the URL.
+    pub fn for_user(&self, user_id: &str, behaviours: &[Behaviour]) {
+        let mut behaviours = behaviours.to_vec();
+        behaviours.reverse();
+        self.state.lock().unwrap().by_user.insert(user_id.to_owned(), behaviours);
+    }
+
+    /// The path and query of every call so far.
+    pub fn calls(&self) -> Vec<String> {
+        self.state.lock().unwrap().calls.clone()
+    }
+
+    /// How many calls were made for this user.
+    pub fn calls_for(&self, user_id: &str) -> usize {
+        let name = format!("userId={user_id}&");
+        self.calls().iter().filter(|call| call.contains(&name)).count()
+    }
+}
+
+async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
+    let mut received = Vec::new();
+    loop {
+        let end = loop {
+            if let Some(end) = received.windows(4).position(|window| window == b"\r\n\r\n") {
+                break end + 4;
+            }
+            match stream.read_buf(&mut received).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+        };
+        let head = String::from_utf8_lossy(&received[..end]).into_owned();
+        received.drain(..end);
+        let target = head.split(' ').nth(1).unwrap_or_default().to_owned();
+        let (delay, behaviour) = {
+            let mut state = state.lock().unwrap();
+            let user = target.split(['?', '&']).find_map(|part| part.strip_prefix("userId="));
+            let behaviour = user.and_then(|user| {
+                let planned = state.by_user.get_mut(user)?;
+                if planned.len() > 1 { planned.pop() } else { planned.last().cloned() }
+            });
+            let behaviour = behaviour.or_else(|| state.default.clone());
+            state.calls.push(target);
+            (state.delay, behaviour.unwrap_or(Behaviour::Status(200)))
+        };
+        sleep(delay).await;
+        let bytes = match behaviour {
+            Behaviour::Status(status) => format!("HTTP/1.1 {status} Test\r\ncontent-length: 0\r\n\r\n").into_bytes(),
+            Behaviour::Hang => std::future::pending().await,
+            Behaviour::Reset => {
+                // Linger 0 makes the close a reset.
+                let _ = stream.set_zero_linger();
+                return;
+            }
+            Behaviour::Raw(bytes) => {
+                let _ = stream.write_all(bytes).await;
+                return;
+            }
+        };
+        if stream.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}

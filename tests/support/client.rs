@@ -1,0 +1,121 @@
+//! A client of the service that keeps status, headers and body of each answer.
+
+use std::time::Duration;
+
+use reqwest::header::HeaderMap;
+use reqwest::{Client, RequestBuilder, StatusCode};
+use serde_json::{Value, json};
+
+/// An answer, with its body parsed; the media type must agree with the status.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Value,
+}
+
+impl Answer {
+    /// The problem's code.
+    pub fn code(&self) -> &str {
+        self.body["code"].as_str().unwrap_or_default()
+    }
+
+    /// The problem's detail.
+    pub fn detail(&self) -> &str {
+        self.body["detail"].as_str().unwrap_or_default()
+    }
+
+    #[track_caller]
+    pub fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status.as_u16(), status, "{}", self.body);
+        self
+    }
+
+    /// Expects a problem with this status and code.
+    #[track_caller]
+    pub fn expect_problem(self, status: u16, code: &str) -> Self {
+        let answer = self.expect(status);
+        assert_eq!(answer.code(), code, "{}", answer.body);
+        answer
+    }
+}
+
+/// A client of one replica.
+#[derive(Clone)]
+pub struct ServiceClient {
+    http: Client,
+    url: String,
+}
+
+/// The body of a change.
+pub fn change(user_id: &str, balance_change: i64, timestamp: &str) -> Value {
+    json!({ "userId": user_id, "context": "test", "balanceChange": balance_change, "timestamp": timestamp })
+}
+
+impl ServiceClient {
+    pub fn new(url: &str) -> Self {
+        let http = Client::builder().no_proxy().timeout(Duration::from_secs(30)).build().unwrap();
+        Self {
+            http,
+            url: url.to_owned(),
+        }
+    }
+
+    pub fn get(&self, path: &str) -> RequestBuilder {
+        self.http.get(format!("{}{path}", self.url))
+    }
+
+    pub fn post(&self, path: &str) -> RequestBuilder {
+        self.http.post(format!("{}{path}", self.url))
+    }
+
+    pub fn request(&self, method: &str, path: &str) -> RequestBuilder {
+        let method = method.parse().unwrap();
+        self.http.request(method, format!("{}{path}", self.url))
+    }
+
+    /// Posts these bytes as JSON.
+    pub fn post_body(&self, body: impl Into<Vec<u8>>) -> RequestBuilder {
+        let body: Vec<u8> = body.into();
+        self.post("/changeBalance").header("content-type", "application/json").body(body)
+    }
+
+    pub async fn change(&self, body: &Value) -> Answer {
+        answer(self.post_body(body.to_string())).await
+    }
+
+    pub async fn change_with_key(&self, body: &Value, key: &str) -> Answer {
+        answer(self.post_body(body.to_string()).header("idempotency-key", key)).await
+    }
+
+    /// The balance as of a moment, or as of now; `user_id` as it stands in the URL.
+    pub async fn balance(&self, user_id: &str, timestamp: Option<&str>) -> Answer {
+        let query = timestamp.map(|timestamp| format!("?timestamp={}", timestamp.replace('+', "%2B")));
+        answer(self.get(&format!("/{user_id}/balance{}", query.unwrap_or_default()))).await
+    }
+}
+
+/// Sends a request that must be answered with JSON: of a problem where the status says so.
+pub async fn answer(request: RequestBuilder) -> Answer {
+    try_answer(request).await.expect("an answer")
+}
+
+/// Sends a request that may find nobody there.
+pub async fn try_answer(request: RequestBuilder) -> Result<Answer, reqwest::Error> {
+    let response = request.send().await?;
+    let status = response.status();
+    let headers = response.headers().clone();
+    let bytes = response.bytes().await?;
+    let media_type = headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let expected = if status.is_success() { "application/json" } else { "application/problem+json" };
+    assert_eq!(media_type, expected, "{status} {}", String::from_utf8_lossy(&bytes));
+    let body: Value = serde_json::from_slice(&bytes).unwrap();
+    if !status.is_success() {
+        assert_eq!(body["status"], status.as_u16(), "{body}");
+        for member in ["type", "title", "detail", "code"] {
+            assert!(body[member].as_str().is_some_and(|text| !text.is_empty()), "{member}: {body}");
+        }
+        assert_eq!(status == StatusCode::SERVICE_UNAVAILABLE, headers.contains_key("retry-after"), "{body}");
+    }
+    Ok(Answer { status, headers, body })
+}

@@ -1,0 +1,166 @@
+//! The service as a process of its own, started with the built program as an operator would.
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::approver::TestApprover;
+use super::postgres::Database;
+
+/// How long a process may take to start or to end before the test fails.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A directory of a test's own, removed with it.
+pub struct Scratch(pub PathBuf);
+
+impl Scratch {
+    pub fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("scratch-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// How a replica is started.
+pub struct ReplicaOptions {
+    environment: Vec<(String, String)>,
+    log: Option<PathBuf>,
+}
+
+impl ReplicaOptions {
+    pub fn new(database_url: &str, approver_url: &str) -> Self {
+        let environment = [
+            ("DATABASE_URL", database_url),
+            ("APPROVER_URL", approver_url),
+            ("LISTEN", "127.0.0.1:0"),
+            ("SHUTDOWN_DELAY_MS", "1"),
+        ];
+        Self {
+            environment: environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            log: None,
+        }
+    }
+
+    /// Sets a variable; the last value counts.
+    pub fn set(mut self, variable: &str, value: impl Into<String>) -> Self {
+        self.environment.push((variable.to_owned(), value.into()));
+        self
+    }
+
+    /// Writes the operations log there, and not in a scratch directory of the replica.
+    pub fn log(mut self, path: impl Into<PathBuf>) -> Self {
+        self.log = Some(path.into());
+        self
+    }
+
+    /// Starts the replica and waits until it serves.
+    pub async fn start(self) -> Replica {
+        let scratch = Scratch::new();
+        let log = self.log.unwrap_or_else(|| scratch.0.join("operations.log"));
+        let mut child = Command::new(env!("CARGO_BIN_EXE_balance"))
+            .arg("serve")
+            .env_clear()
+            .env("OPERATIONS_LOG", &log)
+            .envs(self.environment)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let (said, output) = watch::channel(Vec::new());
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                said.send_modify(|lines: &mut Vec<String>| lines.push(line));
+            }
+        });
+        let mut replica = Replica {
+            url: String::new(),
+            log,
+            child,
+            output,
+            scratch,
+        };
+        let line = replica.said("serving address=").await;
+        let (_, address) = line.split_once("address=").unwrap();
+        replica.url = format!("http://{address}");
+        replica
+    }
+}
+
+/// A running replica; killed when dropped.
+pub struct Replica {
+    pub url: String,
+    pub log: PathBuf,
+    child: Child,
+    output: watch::Receiver<Vec<String>>,
+    #[allow(dead_code, reason = "removed with the replica")]
+    scratch: Scratch,
+}
+
+impl Replica {
+    /// A replica on this database with this Approver and nothing else set.
+    pub async fn start(database: &Database, approver: &TestApprover) -> Self {
+        ReplicaOptions::new(&database.url, &approver.url()).start().await
+    }
+
+    /// Waits for a line of standard error that holds `text`.
+    pub async fn said(&mut self, text: &str) -> String {
+        let found = |lines: &Vec<String>| lines.iter().any(|line| line.contains(text));
+        let waited = timeout(PATIENCE, self.output.wait_for(found)).await;
+        let lines = match waited {
+            Ok(Ok(lines)) => lines.clone(),
+            _ => panic!("the replica has not said {text:?} but {:#?}", *self.output.borrow()),
+        };
+        lines.into_iter().find(|line| line.contains(text)).unwrap()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let id = i32::try_from(self.child.id().expect("the replica runs")).unwrap();
+        kill(Pid::from_raw(id), signal).unwrap();
+    }
+
+    /// Waits for the process to end.
+    pub async fn ended(&mut self) -> ExitStatus {
+        timeout(PATIENCE, self.child.wait()).await.expect("the replica ends").unwrap()
+    }
+
+    /// SIGTERM, and waits for the end, which must be a good one.
+    pub async fn stop(mut self) {
+        self.signal(Signal::SIGTERM);
+        let status = self.ended().await;
+        assert!(status.success() && status.signal().is_none(), "{status}");
+    }
+
+    /// The lines of the operations log, each parsed.
+    pub fn log_lines(&self) -> Vec<Value> {
+        log_lines(&self.log)
+    }
+}
+
+/// The lines of an operations log, each parsed; a line that does not parse fails the test.
+pub fn log_lines(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(text.is_empty() || text.ends_with('\n'), "a torn last line: {text:?}");
+    let parse = |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
+    text.split_terminator('\n').map(parse).collect()
+}
