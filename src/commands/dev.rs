@@ -16,6 +16,9 @@ const DATABASE: &str = "balance";
 
 pub(super) async fn run(mut arguments: DevArguments) -> Result<(), CommandError> {
     let shutdown = Shutdown::listen()?;
+    if arguments.serve.database.database_url.is_some() {
+        println!("DATABASE_URL is not used: dev has a PostgreSQL of its own.");
+    }
     // The private PostgreSQL stands in for DATABASE_URL, which may well be set for another project.
     let check = "postgres://balance@localhost/balance";
     arguments.serve.database.database_url = Some(check.to_owned());
@@ -29,13 +32,13 @@ pub(super) async fn run(mut arguments: DevArguments) -> Result<(), CommandError>
     let mut config = arguments.serve.replica()?;
     config.http.shutdown_delay = Duration::ZERO;
 
-    progress("Starting PostgreSQL …");
+    println!("Starting PostgreSQL …");
     let mut postgres = PrivatePostgres::start(&PostgresOptions::new(&arguments.data_dir)).await?;
     let outcome = with_postgres(&mut config, own_approver, &mut postgres, shutdown).await;
     let stopped = postgres.stop(StopMode::Fast).await;
     outcome?;
     stopped?;
-    progress("Stopped.");
+    println!("Stopped.");
     Ok(())
 }
 
@@ -129,8 +132,4 @@ fn absolute(path: &Path) -> String {
         .unwrap_or_else(|_| path.to_owned())
         .display()
         .to_string()
-}
-
-fn progress(line: &str) {
-    println!("{line}");
 }

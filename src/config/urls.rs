@@ -20,13 +20,10 @@ impl DatabaseUrl {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::InvalidSecret`] if PostgreSQL's clients cannot read it, or if it asks for TLS, which is never
+    /// [`ConfigError`] if PostgreSQL's clients cannot read it, or if it asks for TLS, which is never
     /// replaced by plain text silently.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let invalid = |allowed| ConfigError::InvalidSecret {
-            variable: "DATABASE_URL",
-            allowed,
-        };
+        let invalid = |allowed| invalid("DATABASE_URL", text, allowed);
         let config = tokio_postgres::Config::from_str(text).map_err(|_| invalid(DATABASE_URL_ALLOWED))?;
         if config.get_hosts().is_empty() {
             return Err(invalid(DATABASE_URL_ALLOWED));
@@ -63,6 +60,19 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
+/// Shows the value unless a password may be in it.
+fn invalid(variable: &'static str, text: &str, allowed: &'static str) -> ConfigError {
+    if text.contains('@') || text.to_ascii_lowercase().contains("pass") {
+        ConfigError::InvalidSecret { variable, allowed }
+    } else {
+        ConfigError::Invalid {
+            variable,
+            value: text.to_owned(),
+            allowed,
+        }
+    }
+}
+
 /// `APPROVER_URL`: the base to which `/approve` is appended.
 #[derive(Clone)]
 pub struct ApproverUrl(Url);
@@ -74,12 +84,9 @@ impl ApproverUrl {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::InvalidSecret`] unless it is an `http` or `https` URL with a host, without query and fragment.
+    /// [`ConfigError`] unless it is an `http` or `https` URL with a host, without query and fragment.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let invalid = || ConfigError::InvalidSecret {
-            variable: "APPROVER_URL",
-            allowed: APPROVER_URL_ALLOWED,
-        };
+        let invalid = || invalid("APPROVER_URL", text, APPROVER_URL_ALLOWED);
         let url = Url::parse(text).map_err(|_| invalid())?;
         let usable = matches!(url.scheme(), "http" | "https")
             && url.has_host()

@@ -1,5 +1,8 @@
 //! Accepting connections, with what poem's own listener lacks: `TCP_NODELAY`, a limit on connections, and a pause when
 //! the operating system refuses another one.
+//!
+//! What is no HTTP never reaches poem: hyper refuses it by itself, with a status and no body. Such an answer is given the
+//! body of a problem here, on its way to the socket.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,11 +15,13 @@ use std::time::Duration;
 use poem::http::uri::Scheme;
 use poem::listener::Acceptor;
 use poem::web::{LocalAddr, RemoteAddr};
+use poem_openapi::types::ToJSON;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 
+use super::problem::{PROBLEM_JSON, Problem};
 use crate::config::HttpConfig;
 
 /// How long to wait after a refusal such as EMFILE, which lasts until some connection is closed.
@@ -32,6 +37,8 @@ pub struct Listening {
 /// A client's connection and the place it takes.
 pub struct Connection {
     stream: TcpStream,
+    /// What stands in for an answer of hyper's own: its bytes, how many of them are written, and how many hyper wanted to.
+    instead: Option<(Vec<u8>, usize, usize)>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -79,7 +86,11 @@ impl Acceptor for Listening {
             };
             // Without it an answer waits for the acknowledgement of the one before. Only a closed socket refuses.
             let _ = stream.set_nodelay(true);
-            let connection = Connection { stream, _place: place };
+            let connection = Connection {
+                stream,
+                instead: None,
+                _place: place,
+            };
             let (local, remote) = (LocalAddr(self.address.into()), RemoteAddr(peer.into()));
             return Ok((connection, local, remote, Scheme::HTTP));
         }
@@ -92,21 +103,48 @@ impl AsyncRead for Connection {
     }
 }
 
+impl Connection {
+    /// Writes what stands in for hyper's answer, to its end; hyper is told that its own was written.
+    fn poll_instead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        while let Some((bytes, written, wanted)) = &mut self.instead {
+            if *written == bytes.len() {
+                let wanted = *wanted;
+                self.instead = None;
+                return Poll::Ready(Ok(wanted));
+            }
+            match Pin::new(&mut self.stream).poll_write(cx, &bytes[*written..]) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(count)) => *written += count,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(Ok(0))
+    }
+}
+
+/// hyper's own refusals: a head that says there is no body. Every refusal of ours has one.
+fn is_bare_refusal(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"HTTP/1.1 4")
+        && bytes.ends_with(b"\r\n\r\n")
+        && contains(bytes, b"content-length: 0\r\n")
+        && !contains(bytes, b"content-type:")
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
+
+// Without vectored writes hyper puts head and body into one buffer, which small answers are better off with too.
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.instead.is_none() && is_bare_refusal(buf) {
+            self.instead = Some((unreadable_request(), 0, buf.len()));
+        }
+        if self.instead.is_some() {
+            return self.poll_instead(cx);
+        }
         Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -116,4 +154,16 @@ impl AsyncWrite for Connection {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
+}
+
+/// The answer to what is no HTTP, after which hyper closes the connection.
+fn unreadable_request() -> Vec<u8> {
+    let detail = "This cannot be read as HTTP/1.1, or its head is too large; \
+                  send a request such as GET /alice/balance HTTP/1.1 with the header Host.";
+    let body = Problem::invalid(detail).to_json_string();
+    format!(
+        "HTTP/1.1 400 Bad Request\r\ncontent-type: {PROBLEM_JSON}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
 }

@@ -141,16 +141,22 @@ fn client_config(config: &DatabaseConfig) -> tokio_postgres::Config {
 
 /// Opens a connection outside the pool, with the settings of one.
 pub(super) async fn open(client: tokio_postgres::Config) -> Result<AsyncPgConnection, ConnectionError> {
-    let (client, connection) = client
-        .connect(NoTls)
-        .await
-        .map_err(|error| ConnectionError::CouldntSetupConfiguration(DieselError::QueryBuilderError(Box::new(error))))?;
+    let connected = client.connect(NoTls).await;
+    let (client, connection) = connected.map_err(|error| ConnectionError::BadConnection(with_cause(&error)))?;
     let mut connection = AsyncPgConnection::try_from_client_and_connection(client, connection).await?;
     connection
         .batch_execute(SESSION_SETTINGS)
         .await
         .map_err(ConnectionError::CouldntSetupConfiguration)?;
     Ok(connection)
+}
+
+/// tokio-postgres names only the step that failed; the reason is its source.
+fn with_cause(error: &tokio_postgres::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
 }
 
 /// Opens a connection outside the pool for `config`.

@@ -77,7 +77,11 @@ impl TestApprover {
     pub fn for_user(&self, user_id: &str, behaviours: &[Behaviour]) {
         let mut behaviours = behaviours.to_vec();
         behaviours.reverse();
-        self.state.lock().unwrap().by_user.insert(user_id.to_owned(), behaviours);
+        self.state
+            .lock()
+            .unwrap()
+            .by_user
+            .insert(user_id.to_owned(), behaviours);
     }
 
     /// The path and query of every call so far.
@@ -112,7 +116,11 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
             let user = target.split(['?', '&']).find_map(|part| part.strip_prefix("userId="));
             let behaviour = user.and_then(|user| {
                 let planned = state.by_user.get_mut(user)?;
-                if planned.len() > 1 { planned.pop() } else { planned.last().cloned() }
+                if planned.len() > 1 {
+                    planned.pop()
+                } else {
+                    planned.last().cloned()
+                }
             });
             let behaviour = behaviour.or_else(|| state.default.clone());
             state.calls.push(target);

@@ -54,7 +54,13 @@ pub fn change(user_id: &str, balance_change: i64, timestamp: &str) -> Value {
 
 impl ServiceClient {
     pub fn new(url: &str) -> Self {
-        let http = Client::builder().no_proxy().timeout(Duration::from_secs(30)).build().unwrap();
+        // reqwest wants a provider of cryptography even where no connection uses TLS; it may be there already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = Client::builder()
+            .no_proxy()
+            .timeout(Duration::from_secs(30))
+            .build()
+            .unwrap();
         Self {
             http,
             url: url.to_owned(),
@@ -77,7 +83,9 @@ impl ServiceClient {
     /// Posts these bytes as JSON.
     pub fn post_body(&self, body: impl Into<Vec<u8>>) -> RequestBuilder {
         let body: Vec<u8> = body.into();
-        self.post("/changeBalance").header("content-type", "application/json").body(body)
+        self.post("/changeBalance")
+            .header("content-type", "application/json")
+            .body(body)
     }
 
     pub async fn change(&self, body: &Value) -> Answer {
@@ -106,16 +114,30 @@ pub async fn try_answer(request: RequestBuilder) -> Result<Answer, reqwest::Erro
     let status = response.status();
     let headers = response.headers().clone();
     let bytes = response.bytes().await?;
-    let media_type = headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let expected = if status.is_success() { "application/json" } else { "application/problem+json" };
+    let media_type = headers
+        .get("content-type")
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let expected = if status.is_success() {
+        "application/json"
+    } else {
+        "application/problem+json"
+    };
     assert_eq!(media_type, expected, "{status} {}", String::from_utf8_lossy(&bytes));
     let body: Value = serde_json::from_slice(&bytes).unwrap();
     if !status.is_success() {
         assert_eq!(body["status"], status.as_u16(), "{body}");
         for member in ["type", "title", "detail", "code"] {
-            assert!(body[member].as_str().is_some_and(|text| !text.is_empty()), "{member}: {body}");
+            assert!(
+                body[member].as_str().is_some_and(|text| !text.is_empty()),
+                "{member}: {body}"
+            );
         }
-        assert_eq!(status == StatusCode::SERVICE_UNAVAILABLE, headers.contains_key("retry-after"), "{body}");
+        assert_eq!(
+            status == StatusCode::SERVICE_UNAVAILABLE,
+            headers.contains_key("retry-after"),
+            "{body}"
+        );
     }
     Ok(Answer { status, headers, body })
 }

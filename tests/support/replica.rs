@@ -26,7 +26,11 @@ pub struct Scratch(pub PathBuf);
 impl Scratch {
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("scratch-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "scratch-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
@@ -54,7 +58,9 @@ impl ReplicaOptions {
             ("SHUTDOWN_DELAY_MS", "1"),
         ];
         Self {
-            environment: environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            environment: environment
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
             log: None,
         }
     }
@@ -127,10 +133,9 @@ impl Replica {
     pub async fn said(&mut self, text: &str) -> String {
         let found = |lines: &Vec<String>| lines.iter().any(|line| line.contains(text));
         let waited = timeout(PATIENCE, self.output.wait_for(found)).await;
-        let lines = match waited {
-            Ok(Ok(lines)) => lines.clone(),
-            _ => panic!("the replica has not said {text:?} but {:#?}", *self.output.borrow()),
-        };
+        let found = waited.is_ok_and(|heard| heard.is_ok());
+        let lines = self.output.borrow().clone();
+        assert!(found, "the replica has not said {text:?} but {lines:#?}");
         lines.into_iter().find(|line| line.contains(text)).unwrap()
     }
 
@@ -141,7 +146,10 @@ impl Replica {
 
     /// Waits for the process to end.
     pub async fn ended(&mut self) -> ExitStatus {
-        timeout(PATIENCE, self.child.wait()).await.expect("the replica ends").unwrap()
+        timeout(PATIENCE, self.child.wait())
+            .await
+            .expect("the replica ends")
+            .unwrap()
     }
 
     /// SIGTERM, and waits for the end, which must be a good one.

@@ -1,0 +1,6 @@
+//! The contract, through HTTP, against the built program, a real PostgreSQL and an Approver that does as it is told.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod rule;

@@ -1,0 +1,58 @@
+//! The rule of the ledger: the rows of the contract's table.
+
+use serde_json::json;
+
+use crate::support::approver::TestApprover;
+use crate::support::client::{ServiceClient, change};
+use crate::support::postgres::fresh_database;
+use crate::support::replica::Replica;
+
+/// Makes the changes of one user in turn, as (balanceChange, second of the minute), and expects these answers:
+/// `Ok(balance)`, or the moment and the shortfall of a refusal.
+async fn expect(client: &ServiceClient, user_id: &str, steps: &[(i64, u32, Result<i64, (u32, u64)>)]) {
+    for (balance_change, second, expected) in steps {
+        let moment = |second: u32| format!("2026-01-31T12:00:{second:02}Z");
+        let answer = client.change(&change(user_id, *balance_change, &moment(*second))).await;
+        match expected {
+            Ok(balance) => assert_eq!(answer.expect(200).body["balance"], *balance),
+            Err((at, shortfall)) => {
+                let answer = answer.expect_problem(403, "insufficient_funds");
+                assert_eq!(answer.body["at"], moment(*at));
+                assert_eq!(answer.body["shortfall"], json!(shortfall));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_five_examples_of_the_rule_are_answered_as_the_contract_says() {
+    let (database, approver) = (fresh_database().await, TestApprover::start().await);
+    let replica = Replica::start(&database, &approver).await;
+    let client = ServiceClient::new(&replica.url);
+    expect(
+        &client,
+        "one",
+        &[(100, 10, Ok(100)), (-100, 20, Ok(0)), (-50, 15, Err((20, 50)))],
+    )
+    .await;
+    expect(&client, "two", &[(100, 10, Ok(100)), (-30, 5, Err((5, 30)))]).await;
+    expect(
+        &client,
+        "three",
+        &[(100, 10, Ok(100)), (100, 30, Ok(200)), (-150, 20, Err((20, 50)))],
+    )
+    .await;
+    expect(
+        &client,
+        "four",
+        &[(100, 10, Ok(100)), (-100, 20, Ok(0)), (50, 15, Ok(150))],
+    )
+    .await;
+    expect(
+        &client,
+        "five",
+        &[(100, 10, Ok(100)), (-60, 10, Ok(40)), (-60, 10, Err((10, 20)))],
+    )
+    .await;
+    replica.stop().await;
+}

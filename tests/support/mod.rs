@@ -1,0 +1,7 @@
+//! What tests of the service share.
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+pub mod approver;
+pub mod client;
+pub mod postgres;
+pub mod replica;

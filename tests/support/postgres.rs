@@ -1,0 +1,77 @@
+//! One private PostgreSQL for the tests of a process, and a database of its own for each test.
+
+use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use balance::config::{DatabaseConfig, DatabaseUrl};
+use balance::dev::{PostgresOptions, PrivatePostgres};
+use tokio_postgres::{Client, NoTls};
+
+const TEMPLATE: &str = "balance_template";
+
+/// A migrated database that only one test uses.
+pub struct Database {
+    pub name: String,
+    pub url: String,
+}
+
+impl Database {
+    /// A connection for SQL of the test's own.
+    pub async fn client(&self) -> Client {
+        connect(&self.url).await
+    }
+}
+
+/// A database that no other test sees, with the schema and nothing in it.
+pub async fn fresh_database() -> Database {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let server = tokio::task::spawn_blocking(server).await.unwrap();
+    let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    let admin = connect(&server.url("postgres")).await;
+    let create = format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}");
+    admin.batch_execute(&create).await.unwrap();
+    Database {
+        url: server.url(&name),
+        name,
+    }
+}
+
+async fn connect(url: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// The server lives as long as the process, and dies with it.
+fn server() -> &'static PrivatePostgres {
+    static SERVER: OnceLock<PrivatePostgres> = OnceLock::new();
+    SERVER.get_or_init(|| {
+        // A runtime that is never dropped: the server's handle belongs to it.
+        let runtime = Box::leak(Box::new(tokio::runtime::Runtime::new().unwrap()));
+        runtime.block_on(async {
+            // One directory a test program, since they may run at once.
+            let program = std::env::current_exe().unwrap();
+            let name = program.file_stem().unwrap().to_string_lossy().into_owned();
+            let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("postgres-{name}"));
+            let mut options = PostgresOptions::new(directory);
+            let settings = [("fsync", "off"), ("max_connections", "400"), ("autovacuum", "off")];
+            options.settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+            let server = PrivatePostgres::start(&options).await.unwrap();
+            let admin = connect(&server.url("postgres")).await;
+            let left = "SELECT datname FROM pg_database WHERE datname LIKE 'test\\_%' OR datname = $1";
+            for row in admin.query(left, &[&TEMPLATE]).await.unwrap() {
+                let name: &str = row.get(0);
+                admin.batch_execute(&format!("DROP DATABASE {name}")).await.unwrap();
+            }
+            server.create_database(TEMPLATE).await.unwrap();
+            let template = DatabaseConfig {
+                url: DatabaseUrl::parse(&server.url(TEMPLATE)).unwrap(),
+                connections: 1,
+                application_name: "tests".to_owned(),
+            };
+            balance::store::migrate(&template).await.unwrap();
+            server
+        })
+    })
+}
