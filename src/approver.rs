@@ -100,7 +100,7 @@ impl Approver {
             .map_err(|_| ApproverError::Busy)?
             .map_err(|_| ApproverError::Busy)?;
         let url = self.url_for(user_id, balance_change);
-        let mut pauses = Pauses::between_calls(deadline);
+        let mut pauses = Pauses::between_calls();
         let mut calls = 1;
         loop {
             let error = match self.call(url.clone(), deadline).await {
@@ -112,7 +112,7 @@ impl Approver {
                 ApproverError::Unexpected(status) => status.is_server_error(),
                 ApproverError::Busy => false,
             };
-            if !worth_repeating || calls == MAX_CALLS || pauses.pause().await.is_err() {
+            if !worth_repeating || calls == MAX_CALLS || pauses.pause(deadline).await.is_err() {
                 return Err(error);
             }
             tracing::debug!(%error, calls, "asking the Approver again");

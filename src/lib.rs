@@ -3,25 +3,29 @@
 //! # The way through the house
 //!
 //! A change comes in over [`http`], is checked into the types of [`domain`], and goes to [`service`], whose two pages are
-//! the use cases: ask the [`approver`] and read the [`store`] at once, let the timeline judge, commit on the version that
-//! was read, retry, write the line of the [`operations_log`], answer. [`replica`] wires these parts together and takes
-//! them apart; [`commands`] are the program's subcommands; [`dev`] is what `balance dev` brings along.
+//! the use cases: ask the [`approver`] and look at the user at once, hand the change to the [`ledger`], write the line of
+//! the [`operations_log`], answer. The ledger reads the user from the [`store`], lets the timeline judge, commits on the
+//! version that was read, and tries again when another replica was faster; changes of one user that meet there are
+//! committed together. [`replica`] wires these parts together and takes them apart; [`commands`] are the program's
+//! subcommands; [`dev`] is what `balance dev` brings along.
 //!
 //! # What is never so
 //!
-//! - Imports point up this list only, and a test reads them: `domain`; `config`; `retry`; `store`, `approver`,
-//!   `operations_log`; `metrics`; `service`; `http`; `dev`; `replica`; `commands`.
+//! - Imports point up this list only, and a test reads them: `causes`, `domain`; `config`; `retry`; `store`, `approver`,
+//!   `operations_log`; `metrics`; `ledger`; `service`; `http`; `dev`; `replica`; `commands`.
 //! - The domain does no I/O and reads no clock.
 //! - Nothing that correctness depends on is kept in a process: replicas meet only in PostgreSQL.
 //! - No database connection is held while the Approver is waited for.
 //! - No answer leaves before its line is with the operating system.
 
 pub mod approver;
+pub mod causes;
 pub mod commands;
 pub mod config;
 pub mod dev;
 pub mod domain;
 pub mod http;
+pub mod ledger;
 pub mod metrics;
 pub mod operations_log;
 pub mod replica;

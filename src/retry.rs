@@ -1,4 +1,4 @@
-//! Pauses between attempts, up to a deadline. The only module that names the crate `backoff`, which is no longer
+//! Pauses between attempts, none of which ends after a deadline. The only module that names the crate `backoff`, which is no longer
 //! maintained (RUSTSEC-2025-0012): whoever replaces it changes this file.
 
 use std::time::Duration;
@@ -11,7 +11,6 @@ use tokio::time::{Instant, sleep};
 #[derive(Debug)]
 pub struct Pauses {
     backoff: ExponentialBackoff,
-    deadline: Instant,
 }
 
 /// The next attempt would come too late.
@@ -20,16 +19,16 @@ pub struct DeadlinePassed;
 
 impl Pauses {
     /// Between attempts to move a user's version: a commit takes a few milliseconds.
-    pub fn between_commits(deadline: Instant) -> Self {
-        Self::new(Duration::from_millis(2), Duration::from_millis(60), deadline)
+    pub fn between_commits() -> Self {
+        Self::new(Duration::from_millis(2), Duration::from_millis(60))
     }
 
     /// Between calls to a service or a database that has just failed.
-    pub fn between_calls(deadline: Instant) -> Self {
-        Self::new(Duration::from_millis(30), Duration::from_millis(500), deadline)
+    pub fn between_calls() -> Self {
+        Self::new(Duration::from_millis(30), Duration::from_millis(500))
     }
 
-    fn new(first: Duration, longest: Duration, deadline: Instant) -> Self {
+    fn new(first: Duration, longest: Duration) -> Self {
         let backoff = ExponentialBackoff {
             current_interval: first,
             initial_interval: first,
@@ -40,7 +39,7 @@ impl Pauses {
             max_elapsed_time: None,
             ..ExponentialBackoff::default()
         };
-        Self { backoff, deadline }
+        Self { backoff }
     }
 
     /// Waits before the next attempt.
@@ -48,9 +47,9 @@ impl Pauses {
     /// # Errors
     ///
     /// [`DeadlinePassed`], at once, if the pause would end after the deadline.
-    pub async fn pause(&mut self) -> Result<(), DeadlinePassed> {
+    pub async fn pause(&mut self, deadline: Instant) -> Result<(), DeadlinePassed> {
         let pause = self.backoff.next_backoff().ok_or(DeadlinePassed)?;
-        if Instant::now() + pause >= self.deadline {
+        if Instant::now() + pause >= deadline {
             return Err(DeadlinePassed);
         }
         sleep(pause).await;

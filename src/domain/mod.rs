@@ -10,5 +10,7 @@ mod timestamp;
 pub use operation::{
     Context, IdempotencyKey, InvalidContext, InvalidIdempotencyKey, InvalidUserId, Operation, OperationId, UserId,
 };
-pub use timeline::{Acceptance, Breach, Checkpoint, Head, Moment, Refusal, Segment, SegmentLength, Timeline};
+pub use timeline::{
+    Breach, Changes, Checkpoint, Entry, Head, Moment, Refusal, Segment, SegmentLength, Shift, Timeline,
+};
 pub use timestamp::{InvalidTimestamp, Timestamp};

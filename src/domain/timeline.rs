@@ -8,8 +8,9 @@
 //!
 //! Whoever loads a [`Timeline`] hands over the segments that an operation needs, not the history:
 //!
-//! - an operation at or after the latest one: none; or the open segment, if it is long enough to be closed;
-//! - an earlier one: the segment it falls into, then the first later closed segment in which the change would
+//! - operations at or after the latest one: none; or the open segment, if it is long enough to be closed;
+//! - operations in the open segment: that one;
+//! - one operation in a closed segment: that one, then the first later closed segment in which the change would
 //!   [breach](Breach) the range, if there is one, then the open segment. All others are known to admit the change.
 
 use super::{Operation, Timestamp};
@@ -119,26 +120,44 @@ pub enum Refusal {
     },
 }
 
-/// What an accepted operation changes: the operation's own place, and all that has to be written with it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Acceptance {
-    /// The operation's number in the order of acceptance: the user's version with it.
+/// An accepted operation's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its number in the order of acceptance: the user's version with it.
     pub seq: i64,
-    /// The balance at the operation's timestamp, with it.
+    /// The balance at its timestamp, with it.
     pub balance_after: i64,
-    /// The user's head, with it.
+}
+
+/// What has to be written, beside the operations themselves, once a timeline has accepted them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changes {
+    /// The user's head, with them.
     pub head: Head,
     /// Checkpoints that are new or get new values.
     pub checkpoints: Vec<Checkpoint>,
-    /// All checkpoints later than this move by the change, in all three values. `None`: there are none.
-    pub shift_after: Option<Timestamp>,
+    /// What moves all later checkpoints.
+    pub shift: Option<Shift>,
 }
 
-/// As much of a user's timeline as is needed to judge one operation.
+/// A change in front of checkpoints that were not loaded one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shift {
+    /// All checkpoints later than this move, in all three values.
+    pub after: Timestamp,
+    /// By so much.
+    pub by: i64,
+}
+
+/// As much of a user's timeline as is needed to judge some operations, and what was accepted since it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timeline {
     head: Head,
+    /// In order; the last one is open.
     segments: Vec<Segment>,
+    /// Whether all of the open segment is there, and not only what came after it was read.
+    open_is_loaded: bool,
+    shift: Option<Shift>,
     segment_length: SegmentLength,
 }
 
@@ -169,104 +188,130 @@ impl Segment {
             .map_or(self.opening, |moment| moment.balance)
     }
 
-    /// The segment's moments as they are once `operation` is among them.
-    fn balances_with(&self, operation: &Operation) -> Vec<BalanceAt> {
-        let mut with = self.clone();
-        let place = with
+    fn add(&mut self, operation: &Operation) {
+        let place = self
             .moments
             .binary_search_by_key(&operation.timestamp, |moment| moment.timestamp);
         match place {
             Ok(index) => {
-                let moment = &mut with.moments[index];
+                let moment = &mut self.moments[index];
                 moment.change += operation.balance_change;
                 moment.operations += 1;
             }
-            Err(index) => with.moments.insert(
-                index,
-                Moment {
+            Err(index) => {
+                let moment = Moment {
                     timestamp: operation.timestamp,
                     change: operation.balance_change,
                     operations: 1,
-                },
-            ),
+                };
+                self.moments.insert(index, moment);
+            }
         }
-        with.balances().collect()
+    }
+
+    fn ends_at_or_after(&self, timestamp: Timestamp) -> bool {
+        !self.closed || self.moments.last().is_some_and(|moment| timestamp <= moment.timestamp)
     }
 }
 
 impl Timeline {
     /// The timeline as it stands at `head.version`, with the segments that the module's documentation asks for.
-    pub fn new(head: Head, segments: Vec<Segment>, segment_length: SegmentLength) -> Self {
+    pub fn new(head: Head, mut segments: Vec<Segment>, segment_length: SegmentLength) -> Self {
+        let open_is_loaded = segments.last().is_some_and(|segment| !segment.closed);
+        if !open_is_loaded {
+            segments.push(Segment {
+                opening: head.balance,
+                moments: Vec::new(),
+                closed: false,
+            });
+        }
         Self {
             head,
             segments,
+            open_is_loaded,
+            shift: None,
             segment_length,
         }
     }
 
-    /// The version this timeline was read at.
+    /// How many operations the user has, with those accepted here.
     pub fn version(&self) -> i64 {
         self.head.version
     }
 
-    /// Judges `operation` by the rule of the ledger.
+    /// Judges `operation` by the rule of the ledger, and if it is accepted, takes it in: the next one is judged with it.
     ///
     /// # Errors
     ///
-    /// [`Refusal`] names the first moment that would leave the range.
+    /// [`Refusal`] names the first moment that would leave the range; the timeline is as it was.
     ///
     /// # Panics
     ///
-    /// If the operation is earlier than the latest one and the segment it falls into was not handed over.
-    pub fn accept(&self, operation: &Operation) -> Result<Acceptance, Refusal> {
+    /// If a second operation falls into a closed segment: what it would breach was not loaded.
+    pub fn accept(&mut self, operation: &Operation) -> Result<Entry, Refusal> {
         let own = operation.timestamp;
         let change = operation.balance_change;
-        let in_order = self.head.latest.is_none_or(|latest| latest <= own);
-        let before = if in_order {
-            self.head.balance
-        } else {
-            self.segments
-                .first()
-                .expect("the segment of a backdated operation is loaded with its timeline")
-                .balance_at(own)
-        };
-        let balance_after = admit(own, before, change)?;
-        let later = self.segments.iter().flat_map(Segment::balances);
+        let index = self.segments.partition_point(|segment| !segment.ends_at_or_after(own));
+        let balance_after = admit(own, self.segments[index].balance_at(own), change)?;
+        let later = self.segments[index..].iter().flat_map(Segment::balances);
         for moment in later.filter(|moment| moment.timestamp > own) {
             admit(moment.timestamp, moment.balance, change)?;
         }
-        Ok(self.apply(operation, balance_after))
+
+        let segment = &mut self.segments[index];
+        segment.add(operation);
+        if segment.closed {
+            assert!(
+                self.shift.is_none(),
+                "a timeline is loaded for one operation in a closed segment"
+            );
+            let last = segment.moments.last();
+            self.shift = last.map(|last| Shift {
+                after: last.timestamp,
+                by: change,
+            });
+        } else {
+            self.head.since_checkpoint += 1;
+        }
+        for later in &mut self.segments[index + 1..] {
+            // In range: the moment before the segment's first admitted the change.
+            later.opening += change;
+        }
+        self.head.version += 1;
+        // In range: this is the balance at the last moment, which admitted the change.
+        self.head.balance += change;
+        self.head.latest = self.head.latest.max(Some(own));
+        Ok(Entry {
+            seq: self.head.version,
+            balance_after,
+        })
     }
 
-    /// What is to be written for an operation that every moment admits.
-    fn apply(&self, operation: &Operation, balance_after: i64) -> Acceptance {
-        let seq = self.head.version + 1;
-        let mut head = Head {
-            version: seq,
-            // In range: this is the balance at the last moment, which admitted the change.
-            balance: self.head.balance + operation.balance_change,
-            latest: self.head.latest.max(Some(operation.timestamp)),
-            since_checkpoint: self.head.since_checkpoint + 1,
-        };
+    /// What has to be written for the operations that were accepted.
+    pub fn into_changes(self) -> Changes {
+        let mut head = self.head;
         let mut checkpoints = Vec::new();
-        let mut shift_after = None;
-        if let Some(segment) = self.segments.first() {
-            let moments = segment.balances_with(operation);
-            let rest;
-            (checkpoints, rest) = divide(&moments, segment.closed, self.segment_length);
-            if segment.closed {
-                head.since_checkpoint = self.head.since_checkpoint;
-                shift_after = moments.last().map(|moment| moment.timestamp);
+        let last = self.segments.len() - 1;
+        for (index, segment) in self.segments.iter().enumerate() {
+            // Of several segments only the first has taken in an operation; the open one is divided when it is due.
+            let due = if segment.closed {
+                index == 0 && self.shift.is_some()
             } else {
-                head.since_checkpoint = rest;
+                self.open_is_loaded
+            };
+            if due {
+                let moments: Vec<_> = segment.balances().collect();
+                let (divided, rest) = divide(&moments, segment.closed, self.segment_length);
+                checkpoints.extend(divided);
+                if index == last {
+                    head.since_checkpoint = rest;
+                }
             }
         }
-        Acceptance {
-            seq,
-            balance_after,
+        Changes {
             head,
             checkpoints,
-            shift_after,
+            shift: self.shift,
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Why an operation was not answered as asked. These know nothing of HTTP; `http` turns them into problems.
 
 use crate::approver::ApproverError;
+use crate::causes::causes;
 use crate::domain::Refusal;
+use crate::ledger::NotRecorded;
 use crate::operations_log::LogUnavailable;
 use crate::store::StoreError;
 
@@ -71,15 +73,22 @@ impl From<Unavailable> for ChangeError {
     }
 }
 
-impl From<Refusal> for ChangeError {
-    fn from(refusal: Refusal) -> Self {
-        ChangeError::Refused(refusal)
+impl From<NotRecorded> for ChangeError {
+    fn from(reason: NotRecorded) -> Self {
+        match reason {
+            NotRecorded::Refused(refusal) => ChangeError::Refused(refusal),
+            NotRecorded::IdempotencyKeyReused => ChangeError::IdempotencyKeyReused,
+            NotRecorded::StoreUnavailable => Unavailable::Database.into(),
+            NotRecorded::StoreBusy => Unavailable::Overloaded.into(),
+            NotRecorded::TooManyConflicts => Unavailable::TooManyConflicts.into(),
+            NotRecorded::OutcomeUnknown => ChangeError::OutcomeUnknown,
+        }
     }
 }
 
 impl From<StoreError> for Unavailable {
     fn from(error: StoreError) -> Self {
-        log_source("PostgreSQL", &error);
+        tracing::warn!("PostgreSQL failed a read: {}", causes(&error));
         match error {
             StoreError::Unreachable(_) | StoreError::Failed(_) | StoreError::TimedOut => Unavailable::Database,
             StoreError::Busy => Unavailable::Overloaded,
@@ -89,7 +98,7 @@ impl From<StoreError> for Unavailable {
 
 impl From<ApproverError> for Unavailable {
     fn from(error: ApproverError) -> Self {
-        log_source("the Approver", &error);
+        tracing::warn!("the Approver gave no verdict: {}", causes(&error));
         match error {
             ApproverError::Busy => Unavailable::Overloaded,
             ApproverError::TimedOut | ApproverError::Failed(_) | ApproverError::Unexpected(_) => Unavailable::Approver,
@@ -104,16 +113,4 @@ impl From<LogUnavailable> for Unavailable {
             LogUnavailable::Failing | LogUnavailable::Closed => Unavailable::OperationsLog,
         }
     }
-}
-
-/// Operators see the whole chain of causes; clients see none of it.
-pub(super) fn log_source(what: &str, error: &dyn std::error::Error) {
-    let mut causes = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        causes.push_str(": ");
-        causes.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    tracing::warn!("{what} failed an operation: {causes}");
 }

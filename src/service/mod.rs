@@ -21,13 +21,11 @@ use tokio::time::{Instant, timeout_at};
 use crate::approver::Approver;
 use crate::config::ServiceConfig;
 use crate::domain::Timestamp;
+use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::operations_log::{LogFailure, LogUnavailable, OperationsLog, Record, Slot};
-use crate::retry::Pauses;
 use crate::store::{Store, StoreError, StoreReadiness};
 
-/// How often a read is tried when PostgreSQL fails it: enough for connections that a restart of PostgreSQL has broken.
-const READ_ATTEMPTS: u32 = 3;
 /// How long a line may take to be written after the operation's own deadline.
 const LOG_GRACE: Duration = Duration::from_secs(1);
 /// How long PostgreSQL may take to show that it is ready.
@@ -35,7 +33,8 @@ const READINESS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One replica's service: stateless but for what is under way.
 pub struct Service {
-    store: Store,
+    store: Arc<Store>,
+    ledger: Arc<Ledger>,
     approver: Approver,
     log: OperationsLog,
     metrics: Arc<Metrics>,
@@ -69,7 +68,9 @@ impl Service {
         config: ServiceConfig,
     ) -> Self {
         let under_way = Arc::new(Semaphore::new(config.operations_in_flight));
+        let store = Arc::new(store);
         Self {
+            ledger: Ledger::new(Arc::clone(&store), Arc::clone(&metrics), config.instance.clone()),
             store,
             approver,
             log,
@@ -126,30 +127,6 @@ impl Service {
             deadline: Instant::now() + self.config.operation_timeout,
             _permit: permit,
         })
-    }
-
-    /// Reads from the store, again if PostgreSQL failed: reads change nothing.
-    async fn read<T, Attempt: Future<Output = Result<T, StoreError>>>(
-        &self,
-        deadline: Instant,
-        attempt: impl Fn() -> Attempt,
-    ) -> Result<T, Unavailable> {
-        let mut pauses = Pauses::between_calls(deadline);
-        let mut attempts = 1;
-        loop {
-            let error = match attempt().await {
-                Ok(value) => return Ok(value),
-                Err(error) => error,
-            };
-            let worth_repeating = match error {
-                StoreError::Unreachable(_) | StoreError::Failed(_) => attempts < READ_ATTEMPTS,
-                StoreError::TimedOut | StoreError::Busy => false,
-            };
-            if !worth_repeating || pauses.pause().await.is_err() {
-                return Err(error.into());
-            }
-            attempts += 1;
-        }
     }
 }
 

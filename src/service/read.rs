@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Admission, Service, Unavailable, now, write_line};
 use crate::domain::{Timestamp, UserId};
 use crate::operations_log::{OperationName, Outcome, Record};
-use crate::store::{HistoryEntry, HistoryOrder, HistoryQuery, Place};
+use crate::store::{HistoryEntry, HistoryOrder, HistoryQuery, Place, repeat_read};
 
 /// A user's balance as of a moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,9 +56,8 @@ impl Service {
         let timestamp = at.unwrap_or_else(now);
         let task = tokio::spawn(async move {
             let deadline = admission.deadline;
-            let balance = service
-                .read(deadline, || service.store.balance_at(&user_id, timestamp, deadline))
-                .await;
+            let read = repeat_read(deadline, || service.store.balance_at(&user_id, timestamp, deadline));
+            let balance = read.await.map_err(Unavailable::from);
             let record = Record {
                 balance: balance.ok(),
                 ..read_record(OperationName::GetBalance, &user_id, timestamp, balance.err())
@@ -94,7 +93,8 @@ impl Service {
                 // One more than asked for tells whether there is a next page.
                 limit: request.limit + 1,
             };
-            let entries = service.read(deadline, || service.store.history(&query, deadline)).await;
+            let read = repeat_read(deadline, || service.store.history(&query, deadline));
+            let entries = read.await.map_err(Unavailable::from);
             let failure = entries.as_ref().err().copied();
             let record = read_record(OperationName::GetHistory, &query.user_id, timestamp, failure);
             let mut entries = log_and_answer(admission, &record, entries).await?;

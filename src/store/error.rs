@@ -3,6 +3,9 @@
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel_async::pooled_connection::PoolError as ConnectionError;
 use diesel_async::pooled_connection::deadpool::PoolError;
+use tokio::time::Instant;
+
+use crate::retry::Pauses;
 
 /// Nothing was changed; the same may work later.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +22,36 @@ pub enum StoreError {
     /// All connections were in use until the deadline.
     #[error("no connection to PostgreSQL became free in time")]
     Busy,
+}
+
+/// How often a read is tried when PostgreSQL fails it: enough for connections that a restart of PostgreSQL has broken.
+const READ_ATTEMPTS: u32 = 3;
+
+/// Reads, again if PostgreSQL failed: reads change nothing.
+///
+/// # Errors
+///
+/// [`StoreError`] of the last attempt.
+pub async fn repeat_read<T, Attempt: Future<Output = Result<T, StoreError>>>(
+    deadline: Instant,
+    attempt: impl Fn() -> Attempt,
+) -> Result<T, StoreError> {
+    let mut pauses = Pauses::between_calls();
+    let mut attempts = 1;
+    loop {
+        let error = match attempt().await {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        let worth_repeating = match error {
+            StoreError::Unreachable(_) | StoreError::Failed(_) => attempts < READ_ATTEMPTS,
+            StoreError::TimedOut | StoreError::Busy => false,
+        };
+        if !worth_repeating || pauses.pause(deadline).await.is_err() {
+            return Err(error);
+        }
+        attempts += 1;
+    }
 }
 
 /// Why a commit gave no result.

@@ -2,22 +2,24 @@
 //! the log.
 //!
 //! The conditional update of a user's row in `balance`, keyed on its version, is the only synchronisation between
-//! replicas. Each call is one statement, on a connection that is held for that statement only, with a deadline. Nothing
-//! here retries: the caller decides.
+//! replicas. Each call is one statement, on a connection that is held for that statement only, with a deadline. A commit is
+//! never repeated here: the caller decides.
 
-mod changes;
+mod commit;
 mod connections;
+mod conversion;
 mod error;
 mod migrations;
-mod moment;
 mod reads;
 mod schema;
+mod state;
 mod statement;
 
-pub use changes::{CommitOutcome, Commitment, EarlierOperation, UserState};
-pub use error::{CommitError, StoreError};
+pub use commit::{CommitOutcome, Commitment};
+pub use error::{CommitError, StoreError, repeat_read};
 pub use migrations::{MigrationError, migrate};
 pub use reads::{HistoryEntry, HistoryOrder, HistoryQuery, Place, StoreReadiness};
+pub use state::{EarlierOperation, GroupState, UserState};
 
 use connections::Connections;
 

@@ -2,12 +2,12 @@
 
 use diesel::data_types::PgTimestamp;
 use diesel::sql_types::{BigInt, Bool, Text, Timestamptz, Uuid as SqlUuid};
-use diesel::{OptionalExtension, QueryDsl};
+use diesel::{ExpressionMethods, QueryDsl};
 use diesel_async::RunQueryDsl;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use super::moment::{from_postgres, to_postgres};
+use super::conversion::{from_postgres, to_postgres};
 use super::schema::changes_history;
 use super::statement::statement;
 use super::{Store, StoreError};
@@ -223,24 +223,32 @@ impl Store {
         Ok(rows.into_iter().map(entry).collect())
     }
 
-    /// The operation that took a place in the order of acceptance, if any.
+    /// Which of these operations of a user are stored, each at the place it would have taken.
     ///
     /// # Errors
     ///
     /// [`StoreError`] if PostgreSQL gives no answer before `deadline`.
-    pub async fn operation_at(
+    pub async fn stored_among(
         &self,
         user_id: &UserId,
-        place: Place,
+        operations: &[(Place, OperationId)],
         deadline: Instant,
-    ) -> Result<Option<OperationId>, StoreError> {
-        let key = (user_id.as_str(), to_postgres(place.timestamp), place.seq);
+    ) -> Result<Vec<OperationId>, StoreError> {
+        let timestamps = operations.iter().map(|(place, _)| to_postgres(place.timestamp));
+        let seqs = operations.iter().map(|(place, _)| place.seq);
+        let ids = operations.iter().map(|(_, id)| id.0);
+        // The first two conditions find the rows by the primary key, the third tells ours from others'.
+        let rows = changes_history::table
+            .filter(changes_history::user_id.eq(user_id.as_str()))
+            .filter(changes_history::timestamp.eq_any(timestamps.collect::<Vec<_>>()))
+            .filter(changes_history::seq.eq_any(seqs.collect::<Vec<_>>()))
+            .filter(changes_history::operation_id.eq_any(ids.collect::<Vec<_>>()))
+            .select(changes_history::operation_id);
         let mut lease = self.connections.lease(deadline).await?;
-        let operation = changes_history::table.find(key).select(changes_history::operation_id);
-        let statement = operation.first(lease.connection());
-        let result = timeout_at(deadline, statement).await.map(OptionalExtension::optional);
-        let id: Option<Uuid> = lease.end(result)?;
-        Ok(id.map(OperationId))
+        let statement = rows.load(lease.connection());
+        let result = timeout_at(deadline, statement).await;
+        let stored: Vec<Uuid> = lease.end(result)?;
+        Ok(stored.into_iter().map(OperationId).collect())
     }
 
     /// Whether operations can be stored now.

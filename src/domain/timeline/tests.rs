@@ -115,29 +115,59 @@ impl SegmentedModel {
     }
 
     fn accept(&mut self, operation: &Operation) -> Result<i64, Refusal> {
-        let acceptance = self.timeline(operation).accept(operation)?;
-        assert_eq!(acceptance.seq, self.head.version + 1);
-        self.head = acceptance.head;
-        let moment = self.history.entry(operation.timestamp).or_insert(Moment {
-            timestamp: operation.timestamp,
-            change: 0,
-            operations: 0,
-        });
-        moment.change += operation.balance_change;
-        moment.operations += 1;
-        if let Some(after) = acceptance.shift_after {
+        let mut timeline = self.timeline(operation);
+        let entry = timeline.accept(operation)?;
+        assert_eq!(entry.seq, self.head.version + 1);
+        self.store(&[operation], timeline);
+        Ok(entry.balance_after)
+    }
+
+    /// Judges all of them on one reading of the timeline; each must be in the open segment.
+    fn accept_together(&mut self, operations: &[Operation]) -> Vec<Result<i64, Refusal>> {
+        let before_latest = |operation: &Operation| Some(operation.timestamp) < self.head.latest;
+        let is_due = self.head.since_checkpoint >= self.length.operations();
+        let mut segments = Vec::new();
+        if operations.iter().any(before_latest) || is_due {
+            segments.extend(self.head.latest.map(|_| self.segment(None)));
+        }
+        let mut timeline = Timeline::new(self.head, segments, self.length);
+        let mut accepted = Vec::new();
+        let mut answers = Vec::new();
+        for operation in operations {
+            let answer = timeline.accept(operation);
+            if answer.is_ok() {
+                accepted.push(operation);
+            }
+            answers.push(answer.map(|entry| entry.balance_after));
+        }
+        self.store(&accepted, timeline);
+        answers
+    }
+
+    fn store(&mut self, accepted: &[&Operation], timeline: Timeline) {
+        let changes = timeline.into_changes();
+        self.head = changes.head;
+        for operation in accepted {
+            let moment = self.history.entry(operation.timestamp).or_insert(Moment {
+                timestamp: operation.timestamp,
+                change: 0,
+                operations: 0,
+            });
+            moment.change += operation.balance_change;
+            moment.operations += 1;
+        }
+        if let Some(shift) = changes.shift {
             for (timestamp, checkpoint) in &mut self.checkpoints {
-                if *timestamp > after {
-                    checkpoint.balance += operation.balance_change;
-                    checkpoint.lowest += operation.balance_change;
-                    checkpoint.highest += operation.balance_change;
+                if *timestamp > shift.after {
+                    checkpoint.balance += shift.by;
+                    checkpoint.lowest += shift.by;
+                    checkpoint.highest += shift.by;
                 }
             }
         }
-        for checkpoint in acceptance.checkpoints {
+        for checkpoint in changes.checkpoints {
             self.checkpoints.insert(checkpoint.timestamp, checkpoint);
         }
-        Ok(acceptance.balance_after)
     }
 
     /// Everything that is stored beside the history is what the history gives.
@@ -278,6 +308,29 @@ proptest! {
     ) {
         let running: Vec<_> = (10..).zip(&operations).map(|(now, (change, late))| (*change, now + late)).collect();
         agree(length, &running);
+    }
+
+    #[test]
+    fn operations_judged_together_are_judged_as_one_after_the_other(
+        length in 1..6_u32,
+        groups in prop::collection::vec(prop::collection::vec((change(), 0..20_i64), 1..12), 1..20),
+    ) {
+        let mut naive = NaiveModel::default();
+        let mut segmented = SegmentedModel::new(length);
+        for group in groups {
+            let closed_until = segmented.checkpoints.keys().next_back().copied();
+            let group: Vec<_> = group.into_iter().map(|(change, seconds)| operation(change, seconds)).collect();
+            let (open, closed): (Vec<_>, Vec<_>) =
+                group.into_iter().partition(|operation| Some(operation.timestamp) > closed_until);
+            let mut expect = |operation: &Operation| naive.accept(operation).map(|balance| i64::try_from(balance).unwrap());
+            let expected: Vec<_> = open.iter().map(&mut expect).collect();
+            prop_assert_eq!(segmented.accept_together(&open), expected);
+            segmented.check();
+            for operation in &closed {
+                prop_assert_eq!(segmented.accept(operation), expect(operation));
+                segmented.check();
+            }
+        }
     }
 
     #[test]
