@@ -3,4 +3,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod answers;
+mod history;
+mod idempotency;
+mod model;
+mod race;
+mod reads;
 mod rule;

@@ -4,4 +4,6 @@
 pub mod approver;
 pub mod client;
 pub mod postgres;
+pub mod raw;
 pub mod replica;
+pub mod world;
