@@ -4,6 +4,9 @@
 mod support;
 
 mod answers;
+mod approval;
+mod bad_input;
+mod garbage;
 mod history;
 mod idempotency;
 mod model;

@@ -88,11 +88,11 @@ impl StoredUser {
 
     /// Replays the history from empty and compares all that is stored with the model. `each` sees the model before the
     /// first operation and after every one.
-    pub fn verify(&self, mut each: impl FnMut(usize, &Model)) {
+    pub fn verify(&self, mut each: impl FnMut(i64, &Model)) {
         let mut model = Model::default();
         each(0, &model);
-        for (index, stored) in self.history.iter().enumerate() {
-            assert_eq!(stored.seq, index as i64 + 1, "the versions have a gap: {stored:?}");
+        for (expected, stored) in (1..).zip(&self.history) {
+            assert_eq!(stored.seq, expected, "the versions have a gap: {stored:?}");
             let refused = model.first_negative(stored.timestamp, stored.change);
             assert_eq!(refused, None, "a moment is negative: {stored:?}");
             model.insert(stored.timestamp, stored.change);
@@ -102,7 +102,7 @@ impl StoredUser {
                 "{stored:?}"
             );
             assert_eq!(stored.approved, stored.change.unsigned_abs() > 100_000, "{stored:?}");
-            each(index + 1, &model);
+            each(stored.seq, &model);
         }
         self.verify_derived(&model);
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
@@ -29,6 +30,7 @@ struct State {
     default: Option<Behaviour>,
     by_user: HashMap<String, Vec<Behaviour>>,
     calls: Vec<String>,
+    gate: Option<Arc<Semaphore>>,
 }
 
 /// A running Approver. It approves everything at once until told otherwise.
@@ -66,6 +68,17 @@ impl TestApprover {
     /// Every verdict takes this long.
     pub fn delay(&self, delay: Duration) {
         self.state.lock().unwrap().delay = delay;
+    }
+
+    /// From now on each verdict takes one of the gate's permits, and waits until there is one.
+    pub fn hold(&self, gate: &Arc<Semaphore>) {
+        self.state.lock().unwrap().gate = Some(Arc::clone(gate));
+    }
+
+    /// Stops listening; when this returns, connections to its port are refused.
+    pub async fn stop(mut self) {
+        self.server.abort();
+        let _ = (&mut self.server).await;
     }
 
     /// What is done with calls for users of whom nothing else is said.
@@ -111,7 +124,7 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
         let head = String::from_utf8_lossy(&received[..end]).into_owned();
         received.drain(..end);
         let target = head.split(' ').nth(1).unwrap_or_default().to_owned();
-        let (delay, behaviour) = {
+        let (delay, gate, behaviour) = {
             let mut state = state.lock().unwrap();
             let user = target.split(['?', '&']).find_map(|part| part.strip_prefix("userId="));
             let behaviour = user.and_then(|user| {
@@ -124,9 +137,13 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
             });
             let behaviour = behaviour.or_else(|| state.default.clone());
             state.calls.push(target);
-            (state.delay, behaviour.unwrap_or(Behaviour::Status(200)))
+            let behaviour = behaviour.unwrap_or(Behaviour::Status(200));
+            (state.delay, state.gate.clone(), behaviour)
         };
         sleep(delay).await;
+        if let Some(gate) = gate {
+            gate.acquire().await.unwrap().forget();
+        }
         let bytes = match behaviour {
             Behaviour::Status(status) => format!("HTTP/1.1 {status} Test\r\ncontent-length: 0\r\n\r\n").into_bytes(),
             Behaviour::Hang => std::future::pending().await,
