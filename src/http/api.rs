@@ -294,7 +294,7 @@ impl Api {
         }
         let readiness = self.service().readiness().await;
         if let Err(failure) = readiness.log {
-            return not_ready(format!("The operations log cannot be written: {failure}."));
+            return not_ready(format!("Operations are not answered: {failure}."));
         }
         match readiness.store {
             Ok(StoreReadiness::Ready) => Ok(Success(Status {

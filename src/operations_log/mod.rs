@@ -112,7 +112,8 @@ pub enum FinishError {
 
 impl OperationsLog {
     /// Opens the file, to append to it, and starts the writer on a thread of its own. A new file has mode 0600; an
-    /// existing one is given that mode if its own is looser. Must be called, and the writer finished, within the
+    /// existing one is given that mode if its own is looser. Whether it takes lines is tried before this returns: no
+    /// change is committed only to find out that its line cannot be written. Must be called, and the writer finished, within the
     /// runtime.
     ///
     /// # Errors
@@ -125,7 +126,14 @@ impl OperationsLog {
             .await
             .map_err(|error| OpenError::Thread { source: error.into() })??;
         let appender = Appender::new(storage, opened, config.sync);
-        let (log, writer) = OperationsLog::with_writer(appender, config.sync, &config.instance);
+        let (log, mut writer) = OperationsLog::with_writer(appender, config.sync, &config.instance);
+        let probing = tokio::task::spawn_blocking(move || {
+            writer.probe_first();
+            writer
+        });
+        let writer = probing
+            .await
+            .map_err(|error| OpenError::Thread { source: error.into() })?;
         let (ending, ended) = oneshot::channel();
         let runtime = tokio::runtime::Handle::current();
         std::thread::Builder::new()

@@ -220,6 +220,13 @@ impl<S: Storage> Writer<S> {
         self.probe_at = Some(Instant::now() + PROBE_EVERY);
     }
 
+    /// Finds out whether lines can be written, before the first one comes.
+    pub(super) fn probe_first(&mut self) {
+        if let Err(failure) = self.shared.watched(|| self.appender.probe()) {
+            self.fail(failure);
+        }
+    }
+
     /// Tries to write again: the lines that were kept, if there are any, and only then are new ones taken.
     fn probe(&mut self) {
         match self.recover() {

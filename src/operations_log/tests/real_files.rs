@@ -214,19 +214,30 @@ async fn a_file_emptied_by_copytruncate_is_written_on_from_its_beginning() {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_refused_and_told_and_a_committed_line_reported_at_the_end() {
+async fn a_full_disk_is_known_before_the_first_operation_is_begun() {
     let (log, task) = start(Path::new("/dev/full"), SyncPolicy::EverySecond).await;
-    let slot = log.reserve().unwrap();
-    assert_eq!(write(&log, 1, false).await, Err(LogUnavailable::Failing));
+    assert_eq!(log.reserve().err(), Some(LogUnavailable::Failing));
     let failure = log.health().unwrap_err();
     assert_eq!(
         failure.to_string(),
         "the operations log cannot be written: No space left on device"
     );
-    assert_eq!(log.reserve().err(), Some(LogUnavailable::Failing));
     // Longer than it takes to try again: an empty file system call must not be mistaken for recovery.
     sleep(Duration::from_millis(500)).await;
     assert_eq!(log.health(), Err(failure));
+    let error = task.finish().await.unwrap_err();
+    assert!(matches!(error, FinishError::NotSynced(_)), "{error}");
+}
+
+#[tokio::test]
+async fn the_line_of_a_committed_change_that_cannot_be_written_is_reported_at_the_end() {
+    let directory = Directory::new();
+    mkfifo(&directory.log(), Mode::S_IRWXU).unwrap();
+    let both_ways = OpenOptions::new().read(true).write(true).open(directory.log());
+    let reader = both_ways.unwrap();
+    let (log, task) = start(&directory.log(), SyncPolicy::EverySecond).await;
+    let slot = log.reserve().unwrap();
+    drop(reader);
     let committed = Told::new(2, true);
     assert_eq!(slot.write(&committed.record()).await, Err(LogUnavailable::Failing));
     assert_eq!(log.statistics().lines_retained, 1);
