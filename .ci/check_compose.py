@@ -1,0 +1,175 @@
+"""Checks env/docker_compose.yml without Docker, and that it, env/.env.example and src/ agree on variables and defaults.
+
+Prints one line per fault and exits 1 if there is any.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPOSE = ROOT / "env/docker_compose.yml"
+EXAMPLE = ROOT / "env/.env.example"
+
+# What the file uses of the Compose specification; a key that is not here is a typing error until it is added.
+TOP_KEYS = {"name", "services", "volumes"}
+SERVICE_KEYS = {
+    "build",
+    "cap_drop",
+    "command",
+    "depends_on",
+    "environment",
+    "healthcheck",
+    "image",
+    "ports",
+    "read_only",
+    "restart",
+    "security_opt",
+    "stop_grace_period",
+    "volumes",
+}
+BUILD_KEYS = {"context", "dockerfile"}
+HEALTH_KEYS = {"interval", "retries", "start_period", "test", "timeout"}
+CONDITIONS = {"service_started", "service_healthy", "service_completed_successfully"}
+
+faults = []
+
+
+def fault(text):
+    faults.append(text)
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML takes the last of two equal keys; Compose refuses the file."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                fault(f"line {key.start_mark.line + 1}: {key.value} stands there twice")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def known(where, mapping, keys):
+    for key in mapping:
+        if key not in keys:
+            fault(f"{where}: {key} is not a known key")
+
+
+def check_services(document):
+    known("top level", [key for key in document if not key.startswith("x-")], TOP_KEYS)
+    services = document["services"]
+    volumes = document["volumes"]
+    used_volumes = set()
+    for name, service in services.items():
+        known(name, service, SERVICE_KEYS)
+        if ("build" in service) == ("image" in service):
+            fault(f"{name}: it needs either build or image")
+        if build := service.get("build"):
+            known(f"{name}.build", build, BUILD_KEYS)
+            context = COMPOSE.parent / build["context"]
+            if not (context / build["dockerfile"]).is_file():
+                fault(f"{name}.build: {build['dockerfile']} is not there")
+        known(f"{name}.healthcheck", service.get("healthcheck", {}), HEALTH_KEYS)
+        for other, how in service.get("depends_on", {}).items():
+            known(f"{name}.depends_on.{other}", how, {"condition"})
+            if other not in services:
+                fault(f"{name}.depends_on: there is no service {other}")
+            elif how["condition"] not in CONDITIONS:
+                fault(f"{name}.depends_on.{other}: {how['condition']} is not a condition")
+            elif how["condition"] == "service_healthy" and "healthcheck" not in services[other]:
+                fault(f"{name}.depends_on.{other}: {other} has no healthcheck")
+        for volume in service.get("volumes", []):
+            used_volumes.add(volume.split(":")[0])
+        for key, value in service.get("environment", {}).items():
+            if not isinstance(value, str):
+                fault(f"{name}.environment.{key}: quote the value, it must reach the program as it is written")
+        for port in service.get("ports", []):
+            if not re.match(r"127\.0\.0\.1:|\$\{\w+:-127\.0\.0\.1:", port):
+                fault(f"{name}.ports: {port} is offered to the whole network by default")
+    if used_volumes != set(volumes):
+        fault(f"volumes: {sorted(used_volumes)} are used and {sorted(volumes)} declared")
+
+
+def read_example():
+    documented = {}
+    for line in EXAMPLE.read_text().splitlines():
+        if match := re.fullmatch(r"(# )?([A-Z][A-Z0-9_]*)=(.*)", line):
+            off, name, value = match.groups()
+            if name in documented:
+                fault(f".env.example: {name} stands there twice")
+            documented[name] = None if off else value
+    return documented
+
+
+def read_sources():
+    """The variables that src/ reads, each with its default or None."""
+    read = {}
+    for path in (ROOT / "src").rglob("*.rs"):
+        text = path.read_text()
+        # clap: `env = "NAME"` and, in the same attribute, `default_value = "…"` if there is one.
+        for attribute in re.findall(r"#\[arg\((.*?)\)\]", text, re.DOTALL):
+            if name := re.search(r'\benv = "(\w+)"', attribute):
+                default = re.search(r'\bdefault_value = "([^"]*)"', attribute)
+                read[name[1]] = default and default[1]
+        for name in re.findall(r'\bvar(?:_os)?\("(\w+)"\)', text):
+            read.setdefault(name, None)
+    # Every system sets it.
+    read.pop("PATH", None)
+    return read
+
+
+def check_variables(document, text, documented):
+    uncommented = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    # `$$` is a dollar sign for the container's shell.
+    used = re.findall(r"(?<!\$)\$(\{[^}]*\}|\w+)", uncommented)
+    names = set()
+    for use in used:
+        match = re.fullmatch(r"\{([A-Z][A-Z0-9_]*):-([^}]*)\}", use)
+        if not match:
+            fault(f"${use}: write ${{NAME:-default}}, so that nothing has to be set")
+            continue
+        name, default = match.groups()
+        names.add(name)
+        if name not in documented:
+            fault(f"{name} is not in .env.example")
+        elif documented[name] != default:
+            fault(f"{name}: the default is {default} in docker_compose.yml and {documented[name]} in .env.example")
+
+    sources = read_sources()
+    for name, default in sources.items():
+        if name not in documented:
+            fault(f"{name}, which src/ reads, is not in .env.example")
+        elif default is not None and documented[name] != default:
+            fault(f"{name}: the default is {default} in src/ and {documented[name]} in .env.example")
+    for name in sorted(set(documented) - names - set(sources)):
+        fault(f"{name} is in .env.example, and nobody reads it")
+
+    passed = document["services"]["balance"]["environment"]
+    arguments = (ROOT / "src/config/arguments.rs").read_text()
+    for name in re.findall(r'\benv = "(\w+)"', arguments):
+        if name not in passed:
+            fault(f"{name}, which `serve` reads, is not passed to the service balance")
+    return names, sources
+
+
+def main():
+    text = COMPOSE.read_text()
+    document = yaml.load(text, Loader)
+    check_services(document)
+    documented = read_example()
+    names, sources = check_variables(document, text, documented)
+    for line in faults:
+        print(line)
+    if faults:
+        sys.exit(1)
+    print(
+        f"{len(document['services'])} services; variables: {len(documented)} documented, {len(names)} used by Compose, "
+        f"{len(sources)} read by src/"
+    )
+
+
+main()
