@@ -55,7 +55,7 @@ macro_rules! history_page {
             AND (h."timestamp", h.seq) "#, $beyond, r#" (asked.beyond, asked.beyond_seq)
         ORDER BY h."timestamp" "#, $order, r#", h.seq "#, $order, r#" LIMIT asked.size) h)
 , start AS (SELECT p.user_id, p."timestamp", p.seq FROM page p ORDER BY p."timestamp", p.seq LIMIT 1)
-, opening AS (
+, opening AS MATERIALIZED (
     SELECT coalesce(c.balance, 0) + coalesce((
         SELECT sum(h.balance_change) FROM changes_history h
         WHERE h.user_id = start.user_id AND h."timestamp" > coalesce(c."timestamp", '-infinity')
