@@ -6,6 +6,7 @@ mod support;
 mod answers;
 mod approval;
 mod bad_input;
+mod doubt;
 mod garbage;
 mod history;
 mod idempotency;

@@ -4,6 +4,7 @@
 pub mod approver;
 pub mod client;
 pub mod postgres;
+pub mod proxy;
 pub mod raw;
 pub mod replica;
 pub mod world;
