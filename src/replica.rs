@@ -74,19 +74,20 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ReplicaError> {
     let address = config.http.listen;
-    let listening = Listening::bind(&config.http)
+    // Longer than load balancers keep a connection, and than an operation and its body may take.
+    let idle_timeout = Duration::from_secs(75).max(config.service.operation_timeout + Duration::from_secs(15));
+    let listening = Listening::bind(&config.http, idle_timeout)
         .await
         .map_err(|source| ReplicaError::Listen { address, source })?;
     let approver = Approver::new(&config.approver).map_err(ReplicaError::Approver)?;
     let store = Store::new(&config.database, SegmentLength::DEFAULT);
     let mut hangup = signal(SignalKind::hangup()).map_err(ReplicaError::Signals)?;
-    let (log, writer) = OperationsLog::start(config.operations_log)
-        .await
-        .map_err(ReplicaError::OpenLog)?;
-
     // Without a handler, a file that reaches `ulimit -f` would end the process; with one, the write fails and the log
     // fails closed.
     let _file_size = signal(SignalKind::from_raw(nix::libc::SIGXFSZ)).map_err(ReplicaError::Signals)?;
+    let (log, writer) = OperationsLog::start(config.operations_log)
+        .await
+        .map_err(ReplicaError::OpenLog)?;
 
     let reopened = log.clone();
     let reopening = tokio::spawn(async move {

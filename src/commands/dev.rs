@@ -15,7 +15,7 @@ use crate::store::migrate;
 const DATABASE: &str = "balance";
 
 pub(super) async fn run(mut arguments: DevArguments) -> Result<(), CommandError> {
-    let shutdown = Shutdown::listen()?;
+    let shutdown = Shutdown::listen()?.with_terminal()?;
     if arguments.serve.database.database_url.is_some() {
         println!("DATABASE_URL is not used: dev has a PostgreSQL of its own.");
     }

@@ -2,12 +2,13 @@
 
 mod dev;
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{ApproverArguments, ConfigError, DatabaseArguments, ServiceArguments};
 use crate::dev::{PostgresError, StandInApprover, StandInOptions};
@@ -179,10 +180,12 @@ async fn stand_in(arguments: StandInArguments) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// SIGTERM or Ctrl-C, listened for from the moment this is made.
+/// SIGTERM, Ctrl-C, or the end of the terminal, listened for from the moment this is made.
 struct Shutdown {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
+    terminate: Signal,
+    interrupt: Signal,
+    /// Elsewhere than on a terminal, SIGHUP only reopens the log.
+    hangup: Option<Signal>,
 }
 
 impl Shutdown {
@@ -190,13 +193,25 @@ impl Shutdown {
         Ok(Self {
             terminate: signal(SignalKind::terminate()).map_err(CommandError::Signals)?,
             interrupt: signal(SignalKind::interrupt()).map_err(CommandError::Signals)?,
+            hangup: None,
         })
+    }
+
+    /// Takes the end of the terminal for a request too, where there is one.
+    fn with_terminal(self) -> Result<Self, CommandError> {
+        let hangup = if std::io::stdout().is_terminal() {
+            Some(signal(SignalKind::hangup()).map_err(CommandError::Signals)?)
+        } else {
+            None
+        };
+        Ok(Self { hangup, ..self })
     }
 
     async fn requested(mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            Some(Some(())) = async { Some(self.hangup.as_mut()?.recv().await) } => {}
         }
     }
 }

@@ -62,7 +62,10 @@ impl fmt::Debug for DatabaseUrl {
 
 /// Shows the value unless a password may be in it.
 fn invalid(variable: &'static str, text: &str, allowed: &'static str) -> ConfigError {
-    if text.contains('@') || text.to_ascii_lowercase().contains("pass") {
+    let authority = text.split_once("://").map_or("", |(_, rest)| rest);
+    let port = authority.split_once(':').map_or("", |(_, port)| port);
+    let suspicious = text.contains(['@', '?', '#', '=']) || port.starts_with(|first: char| !first.is_ascii_digit());
+    if suspicious || text.to_ascii_lowercase().contains("pass") {
         ConfigError::InvalidSecret { variable, allowed }
     } else {
         ConfigError::Invalid {
@@ -136,7 +139,9 @@ mod tests {
         }
         for error in [
             DatabaseUrl::parse("postgres://me:hunter2@db:notaport/x").unwrap_err(),
+            DatabaseUrl::parse("postgrs://me:hunter2/x").unwrap_err(),
             ApproverUrl::parse("ftp://me:hunter2@approver").unwrap_err(),
+            ApproverUrl::parse("http://approver/?token=hunter2").unwrap_err(),
         ] {
             assert!(!format!("{error} {error:?}").contains("hunter2"));
         }

@@ -8,7 +8,7 @@
 //!
 //! Whoever loads a [`Timeline`] hands over the segments that an operation needs, not the history:
 //!
-//! - operations at or after the latest one: none; or the open segment, if it is long enough to be closed;
+//! - operations at or after the latest one: none; or the open segment, if it has twice the length and can be divided;
 //! - operations in the open segment: that one;
 //! - one operation in a closed segment: that one, then the first later closed segment in which the change would
 //!   [breach](Breach) the range, if there is one, then the open segment. All others are known to admit the change.
@@ -332,8 +332,8 @@ fn admit(at: Timestamp, balance: i64, change: i64) -> Result<i64, Refusal> {
 /// Cuts a segment's moments into pieces of the wanted length: the checkpoints that close them, and how many operations
 /// are left after the last one.
 ///
-/// A closed segment keeps its last checkpoint and is cut only where both sides get the wanted length. Of an open one the
-/// last moment is never cut off: it may still grow without being backdated.
+/// Cuts are made only where both sides get the wanted length. A closed segment keeps its last checkpoint. Of an open one
+/// the newest operations stay open, so that those a little late still find it so.
 fn divide(moments: &[BalanceAt], closed: bool, length: SegmentLength) -> (Vec<Checkpoint>, u32) {
     let mut checkpoints = Vec::new();
     let mut remaining: u32 = moments.iter().map(|moment| moment.operations).sum();
@@ -358,7 +358,7 @@ fn divide(moments: &[BalanceAt], closed: bool, length: SegmentLength) -> (Vec<Ch
         let cut = if is_last {
             closed
         } else {
-            operations >= length.operations() && (!closed || remaining >= length.operations())
+            operations >= length.operations() && remaining >= length.operations()
         };
         piece = if cut {
             checkpoints.push(so_far);

@@ -18,6 +18,10 @@ const DESCRIPTION: &str = "Keeps the balances of users. A balance is a sum over 
 becomes negative, in whatever order changes arrive.\n\nEvery error is `application/problem+json` (RFC 9457) with a \
 `code` from a closed list.";
 
+/// The beginning of an answer to a scrape.
+const METRICS: &str = "# HELP balance_commit_conflicts_total Commits that lost the race for a user's version and were \
+tried again.\n# TYPE balance_commit_conflicts_total counter\nbalance_commit_conflicts_total 0\n";
+
 /// The service that poem-openapi makes of the handlers.
 pub fn open_api_service(api: Api) -> OpenApiService<Api, ()> {
     OpenApiService::new(api, "balance", env!("CARGO_PKG_VERSION"))
@@ -64,8 +68,13 @@ fn complete(spec: &str) -> String {
         });
         content["examples"] = Value::Object(named.collect::<Map<_, _>>());
     }
+    for (path, status) in [("/livez", "alive"), ("/readyz", "ready")] {
+        let answer = &mut document["paths"][path]["get"]["responses"]["200"];
+        answer["content"]["application/json"]["example"] = json!({ "status": status });
+    }
     let metrics = &mut document["paths"]["/metrics"]["get"]["responses"]["200"];
     metrics["description"] = json!("The counters.");
+    metrics["content"]["text/plain; charset=utf-8"]["example"] = json!(METRICS);
     let mut text = serde_json::to_string_pretty(&document).expect("a JSON value can be written");
     text.push('\n');
     text

@@ -1,5 +1,6 @@
-//! Accepting connections, with what poem's own listener lacks: `TCP_NODELAY`, a limit on connections, and a pause when
-//! the operating system refuses another one.
+//! Accepting connections, with what poem's own listener lacks: `TCP_NODELAY`, a limit on connections, an end for those on
+//! which no answer is sent for long (idle ones, and requests that never end), and a pause when the operating system
+//! refuses another one.
 //!
 //! What is no HTTP never reaches poem: hyper refuses it by itself, with a status and no body. Such an answer is given the
 //! body of a problem here, on its way to the socket.
@@ -19,7 +20,7 @@ use poem_openapi::types::ToJSON;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::sleep;
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::problem::{PROBLEM_JSON, Problem};
 use crate::config::HttpConfig;
@@ -29,6 +30,7 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(50);
 
 /// A bound address whose connections are accepted up to a limit.
 pub struct Listening {
+    idle_timeout: Duration,
     listener: TcpListener,
     address: SocketAddr,
     places: Arc<Semaphore>,
@@ -39,18 +41,23 @@ pub struct Connection {
     stream: TcpStream,
     /// What stands in for an answer of hyper's own: its bytes, how many of them are written, and how many hyper wanted to.
     instead: Option<(Vec<u8>, usize, usize)>,
+    /// When the connection is closed unless something is sent on it. What is received does not count: a request that
+    /// drips in would never end.
+    idle: Pin<Box<Sleep>>,
+    idle_timeout: Duration,
     _place: OwnedSemaphorePermit,
 }
 
 impl Listening {
-    /// Binds the address.
+    /// Binds the address. A connection on which nothing is sent for `idle_timeout` is closed.
     ///
     /// # Errors
     ///
     /// If the address is in use or not this host's.
-    pub async fn bind(config: &HttpConfig) -> io::Result<Self> {
+    pub async fn bind(config: &HttpConfig, idle_timeout: Duration) -> io::Result<Self> {
         let listener = TcpListener::bind(config.listen).await?;
         Ok(Self {
+            idle_timeout,
             address: listener.local_addr()?,
             listener,
             places: Arc::new(Semaphore::new(NonZeroUsize::get(config.connections))),
@@ -89,6 +96,8 @@ impl Acceptor for Listening {
             let connection = Connection {
                 stream,
                 instead: None,
+                idle: Box::pin(sleep(self.idle_timeout)),
+                idle_timeout: self.idle_timeout,
                 _place: place,
             };
             let (local, remote) = (LocalAddr(self.address.into()), RemoteAddr(peer.into()));
@@ -99,7 +108,11 @@ impl Acceptor for Listening {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if read.is_pending() && self.idle.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        read
     }
 }
 
@@ -144,7 +157,12 @@ impl AsyncWrite for Connection {
         if self.instead.is_some() {
             return self.poll_instead(cx);
         }
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        if matches!(written, Poll::Ready(Ok(_))) {
+            let until = Instant::now() + self.idle_timeout;
+            self.idle.as_mut().reset(until);
+        }
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

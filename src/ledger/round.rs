@@ -8,18 +8,19 @@ use tokio::time::Instant;
 use super::queues::Turn;
 use super::{Ledger, MAX_TOGETHER, NotRecorded, Proposal, Recorded, SHARED_GRACE, judge};
 use crate::causes::causes;
-use crate::domain::{Entry, IdempotencyKey, Timeline, Timestamp, UserId};
+use crate::domain::{Entry, IdempotencyKey, OperationId, Timeline, Timestamp, UserId};
 use crate::retry::Pauses;
-use crate::store::{CommitError, CommitOutcome, Commitment, EarlierOperation, Place, StoreError, repeat_read};
+use crate::store::{CommitError, CommitOutcome, Commitment, EarlierOperation, StoreError, repeat_read};
 
 /// A change that waits for its answer.
 pub(super) struct Pending {
     proposal: Proposal,
-    /// A commit of this change was sent and its result was lost.
+    /// The version that a commit of this change started from, when its result was lost.
     ///
-    /// It claims one version of the user. Trying again at that same version cannot store the change twice, since only
-    /// one commit can move the user on from there; and once the user has reached that version, its fate can be read.
-    in_doubt: Option<Entry>,
+    /// Only one commit can move the user on from there. While the user is still at that version, trying again cannot
+    /// store the change twice; once the user has moved on, the commit has won or never will, and the history tells
+    /// which. A later version stands for all earlier ones.
+    in_doubt: Option<i64>,
     answer: oneshot::Sender<Result<Recorded, NotRecorded>>,
 }
 
@@ -43,13 +44,8 @@ struct Judged {
     alone: Vec<Pending>,
 }
 
-/// How a round ended for those that are left.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Ended {
-    Well,
-    /// Another replica was faster, or PostgreSQL failed: pause before the next.
-    Badly,
-}
+/// How a round ended for those that are left: `Err` is why they were not stored, and calls for a pause.
+type Ended = Result<(), NotRecorded>;
 
 impl Pending {
     pub(super) fn new(proposal: Proposal, answer: oneshot::Sender<Result<Recorded, NotRecorded>>) -> Self {
@@ -83,6 +79,11 @@ impl Pending {
         }
     }
 
+    /// Whether the fate of a lost commit can be read, now that the user is at `version`.
+    fn is_decided_at(&self, version: i64) -> bool {
+        self.in_doubt.is_some_and(|start| start < version)
+    }
+
     fn key(&self) -> Option<&str> {
         self.proposal.idempotency_key.as_ref().map(IdempotencyKey::as_str)
     }
@@ -94,32 +95,35 @@ impl Ledger {
         let mut together = Vec::new();
         let mut alone = VecDeque::new();
         let mut pauses = Pauses::between_commits();
+        let mut trouble = None;
         let user_id = turn.user_id().clone();
         while !alone.is_empty() || turn.take(&mut together, MAX_TOGETHER) {
+            let reason = trouble.unwrap_or(NotRecorded::StoreBusy);
+            expire(&mut together, reason);
+            expire(&mut alone, reason);
             let mut ended = self.round(&user_id, &mut together, &mut alone).await;
             if let Some(deep) = alone.pop_front() {
                 let mut deep = vec![deep];
-                if self.round(&user_id, &mut deep, &mut VecDeque::new()).await == Ended::Badly {
-                    ended = Ended::Badly;
-                }
+                let deep_ended = self.round(&user_id, &mut deep, &mut VecDeque::new()).await;
+                ended = ended.and(deep_ended);
                 // Tried again after the others have had their round.
                 alone.extend(deep);
             }
-            match ended {
-                Ended::Well => pauses = Pauses::between_commits(),
-                Ended::Badly => {
-                    let left = together.iter().chain(&alone);
-                    let latest = left.map(|pending| pending.proposal.deadline).max();
-                    if let Some(latest) = latest
-                        && pauses.pause(latest).await.is_err()
-                    {
-                        for pending in together.drain(..).chain(alone.drain(..)) {
-                            pending.fail(NotRecorded::TooManyConflicts);
-                        }
-                    }
+            trouble = ended.err();
+            if let Some(reason) = trouble {
+                let left = together.iter().chain(&alone);
+                let latest = left.map(|pending| pending.proposal.deadline).max();
+                if let Some(latest) = latest
+                    && pauses.pause(latest).await.is_err()
+                {
+                    let left = together.drain(..).chain(alone.drain(..));
+                    left.for_each(|pending| pending.fail(reason));
                 }
+            } else {
+                pauses = Pauses::between_commits();
             }
-            if !alone.is_empty() {
+            // Those that go alone must not fall behind for ever.
+            if !alone.is_empty() && alone.len() < MAX_TOGETHER {
                 turn.take_more(&mut together, MAX_TOGETHER);
             }
         }
@@ -128,32 +132,21 @@ impl Ledger {
     /// One reading, one judgement, one commit, for all of `changes`; those to be tried again are left in it, and those to
     /// be read for alone go to `alone`.
     async fn round(&self, user_id: &UserId, changes: &mut Vec<Pending>, alone: &mut VecDeque<Pending>) -> Ended {
-        let now = Instant::now();
-        for late in changes.extract_if(.., |pending| pending.proposal.deadline <= now) {
-            late.fail(NotRecorded::TooManyConflicts);
-        }
         let Some(first) = changes.iter().map(|pending| pending.proposal.deadline).min() else {
-            return Ended::Well;
+            return Ok(());
         };
-        let deadline = first.max(now + SHARED_GRACE);
+        let deadline = first.max(Instant::now() + SHARED_GRACE);
         let read = repeat_read(deadline, || self.read(user_id, changes, deadline)).await;
         let doubts = match &read {
             Ok(reading) => {
                 self.doubts(user_id, changes, reading.timeline.version(), deadline)
                     .await
             }
-            Err(_) => Ok(HashSet::new()),
+            Err(_) => Ok(HashMap::new()),
         };
         let (mut reading, stored) = match (read, doubts) {
             (Ok(reading), Ok(stored)) => (reading, stored),
-            (Err(error), _) | (_, Err(error)) => {
-                let reason = NotRecorded::from(error);
-                // What is in doubt stays so until the database answers or time runs out.
-                for pending in changes.extract_if(.., |pending| pending.in_doubt.is_none()) {
-                    pending.settle(Err(reason));
-                }
-                return Ended::Badly;
-            }
+            (Err(error), _) | (_, Err(error)) => return Err(give_up(changes, error)),
         };
         settle_doubts(changes, reading.timeline.version(), &stored);
         let judged = judge_all(changes, &mut reading);
@@ -178,10 +171,14 @@ impl Ledger {
                 earlier: earlier.into_iter().collect(),
             });
         }
-        let timestamps = changes.iter().map(|pending| pending.proposal.operation.timestamp);
+        let timestamps = || changes.iter().map(|pending| pending.proposal.operation.timestamp);
         let keys: Vec<_> = changes.iter().filter_map(Pending::key).collect();
-        let earliest = timestamps.min().unwrap_or(Timestamp::MAX);
-        let state = self.store.group_state(user_id, earliest, &keys, deadline).await?;
+        let earliest = timestamps().min().unwrap_or(Timestamp::MAX);
+        let newest = timestamps().max().unwrap_or(Timestamp::MIN);
+        let state = self
+            .store
+            .group_state(user_id, earliest..=newest, &keys, deadline)
+            .await?;
         Ok(Reading {
             timeline: state.timeline,
             closed_until: state.closed_until,
@@ -189,34 +186,22 @@ impl Ledger {
         })
     }
 
-    /// The indexes of changes in doubt that turn out to be stored.
+    /// The changes in doubt that turn out to be stored, with the balance after each. The user is at `version`.
     async fn doubts(
         &self,
         user_id: &UserId,
         changes: &[Pending],
         version: i64,
         deadline: Instant,
-    ) -> Result<HashSet<usize>, StoreError> {
-        let due: Vec<_> = changes
-            .iter()
-            .enumerate()
-            .filter_map(|(index, pending)| {
-                let entry = pending.in_doubt.filter(|entry| entry.seq <= version)?;
-                let operation = &pending.proposal.operation;
-                let place = Place {
-                    timestamp: operation.timestamp,
-                    seq: entry.seq,
-                };
-                Some((index, (place, operation.id)))
-            })
+    ) -> Result<HashMap<OperationId, i64>, StoreError> {
+        let decided = changes.iter().filter(|pending| pending.is_decided_at(version));
+        let operations: Vec<_> = decided
+            .map(|pending| (pending.proposal.operation.timestamp, pending.proposal.operation.id))
             .collect();
-        if due.is_empty() {
-            return Ok(HashSet::new());
+        if operations.is_empty() {
+            return Ok(HashMap::new());
         }
-        let places: Vec<_> = due.iter().map(|(_, operation)| *operation).collect();
-        let stored = repeat_read(deadline, || self.store.stored_among(user_id, &places, deadline)).await?;
-        let is_stored = |(index, (_, id)): (usize, _)| stored.contains(&id).then_some(index);
-        Ok(due.into_iter().filter_map(is_stored).collect())
+        repeat_read(deadline, || self.store.stored_among(user_id, &operations, deadline)).await
     }
 
     async fn commit(
@@ -231,7 +216,11 @@ impl Ledger {
             // Only what is in doubt can rest on nothing; it waits until the database has decided.
             let undecided = !resting.is_empty();
             changes.extend(resting.into_iter().map(|(pending, _)| pending));
-            return if undecided { Ended::Badly } else { Ended::Well };
+            return if undecided {
+                Err(NotRecorded::OutcomeUnknown)
+            } else {
+                Ok(())
+            };
         }
         let commitments: Vec<_> = accepted
             .iter()
@@ -243,11 +232,13 @@ impl Ledger {
             })
             .collect();
         let effects = timeline.into_changes();
+        let start = effects.head.version - i64::try_from(accepted.len()).unwrap_or(i64::MAX);
         let outcome = self
             .store
             .commit(&commitments, &effects, &self.instance, deadline)
             .await;
         drop(commitments);
+        let reason;
         match outcome {
             Ok(CommitOutcome::Stored) => {
                 for (pending, entry) in accepted {
@@ -257,14 +248,15 @@ impl Ledger {
                 for (pending, answer) in resting {
                     pending.settle(answer);
                 }
-                return Ended::Well;
+                return Ok(());
             }
             Ok(CommitOutcome::Conflict) => {
+                reason = NotRecorded::TooManyConflicts;
                 self.metrics.conflict();
                 changes.extend(accepted.into_iter().map(|(pending, _)| pending));
             }
             Err(CommitError::NotStored(error)) => {
-                let reason = NotRecorded::from(error);
+                reason = NotRecorded::from(error);
                 for (pending, _) in accepted {
                     match pending.in_doubt {
                         Some(_) => changes.push(pending),
@@ -274,33 +266,58 @@ impl Ledger {
             }
             Err(CommitError::InDoubt(error)) => {
                 tracing::warn!("the result of a commit was lost: {}", causes(&error));
-                for (mut pending, entry) in accepted {
-                    pending.in_doubt = Some(entry);
+                reason = NotRecorded::StoreUnavailable;
+                for (mut pending, _) in accepted {
+                    pending.in_doubt = Some(start);
                     changes.push(pending);
                 }
             }
         }
         changes.extend(resting.into_iter().map(|(pending, _)| pending));
-        Ended::Badly
+        Err(reason)
     }
 }
 
-/// Answers those in doubt that are stored; the others whose version has been reached by now are in doubt no more.
-fn settle_doubts(changes: &mut Vec<Pending>, version: i64, stored: &HashSet<usize>) {
-    let mut left = Vec::with_capacity(changes.len());
-    for (index, mut pending) in changes.drain(..).enumerate() {
-        match pending.in_doubt {
-            Some(entry) if stored.contains(&index) => {
-                let recorded = pending.accepted(entry);
-                pending.settle(Ok(recorded));
-                continue;
-            }
-            Some(entry) if entry.seq <= version => pending.in_doubt = None,
-            Some(_) | None => {}
+/// Answers those whose time has run out.
+fn expire<C: Extend<Pending> + Default + IntoIterator<Item = Pending>>(changes: &mut C, reason: NotRecorded) {
+    let now = Instant::now();
+    for pending in std::mem::take(changes) {
+        if pending.proposal.deadline <= now {
+            pending.fail(reason);
+        } else {
+            changes.extend([pending]);
         }
-        left.push(pending);
     }
-    *changes = left;
+}
+
+/// Answers those for whom a reading has failed, and says why. What is in doubt stays so until the database answers; and
+/// where only time ran out, which may have been another's, those with time left are tried again.
+fn give_up(changes: &mut Vec<Pending>, error: StoreError) -> NotRecorded {
+    let out_of_time = matches!(error, StoreError::TimedOut | StoreError::Busy);
+    let reason = NotRecorded::from(error);
+    let now = Instant::now();
+    let again = |pending: &Pending| pending.in_doubt.is_some() || (out_of_time && pending.proposal.deadline > now);
+    for pending in changes.extract_if(.., |pending| !again(pending)) {
+        pending.settle(Err(reason));
+    }
+    reason
+}
+
+/// Answers those in doubt that are stored; the others whose fate is decided are in doubt no more.
+fn settle_doubts(changes: &mut Vec<Pending>, version: i64, stored: &HashMap<OperationId, i64>) {
+    for pending in changes.extract_if(.., |pending| stored.contains_key(&pending.proposal.operation.id)) {
+        let id = pending.proposal.operation.id;
+        pending.settle(Ok(Recorded {
+            id,
+            balance: stored[&id],
+            replayed: false,
+        }));
+    }
+    for pending in changes {
+        if pending.is_decided_at(version) {
+            pending.in_doubt = None;
+        }
+    }
 }
 
 /// Judges each change with those accepted before it. Answers that rest on nothing but the reading are given at once.

@@ -72,7 +72,10 @@ impl Service {
             idempotency_key: request.idempotency_key,
             deadline,
         };
-        let recorded = self.change(proposal).await;
+        let recorded = match admission.place {
+            Some(_) => self.change(proposal).await,
+            None => Err(Unavailable::Overloaded.into()),
+        };
         let outcome = recorded.map(|recorded| Change::new(&operation, recorded));
         let written = write_line(admission.slot, &record(&operation, &outcome), deadline).await;
         match (outcome, written) {

@@ -55,7 +55,8 @@ pub struct Readiness {
 struct Admission {
     slot: Slot,
     deadline: Instant,
-    _permit: OwnedSemaphorePermit,
+    /// The place among those under way; `None` if all are taken: then the operation only gets its line and its answer.
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Service {
@@ -119,13 +120,10 @@ impl Service {
 
     /// Takes the places an operation needs, without waiting.
     fn admit(&self) -> Result<Admission, Unavailable> {
-        let permit = Arc::clone(&self.under_way)
-            .try_acquire_owned()
-            .map_err(|_| Unavailable::Overloaded)?;
         Ok(Admission {
             slot: self.log.reserve()?,
             deadline: Instant::now() + self.config.operation_timeout,
-            _permit: permit,
+            place: Arc::clone(&self.under_way).try_acquire_owned().ok(),
         })
     }
 }

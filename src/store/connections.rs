@@ -13,6 +13,7 @@ use futures_util::FutureExt;
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::NoTls;
+use tokio_postgres::config::TargetSessionAttrs;
 
 use super::StoreError;
 use crate::config::DatabaseConfig;
@@ -130,6 +131,10 @@ fn leaves_connection_usable(error: &DieselError) -> bool {
 fn client_config(config: &DatabaseConfig) -> tokio_postgres::Config {
     let mut client = config.url.to_client_config();
     client.application_name(&config.application_name);
+    // Of several hosts some are standbys, on whose stale data nothing may be decided.
+    if client.get_hosts().len() > 1 && client.get_target_session_attrs() == TargetSessionAttrs::Any {
+        client.target_session_attrs(TargetSessionAttrs::ReadWrite);
+    }
     if client.get_connect_timeout().is_none() {
         client.connect_timeout(CONNECT_TIMEOUT);
     }

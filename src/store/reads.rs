@@ -1,5 +1,7 @@
 //! Balances and the history, as of any moment.
 
+use std::collections::HashMap;
+
 use diesel::data_types::PgTimestamp;
 use diesel::sql_types::{BigInt, Bool, Text, Timestamptz, Uuid as SqlUuid};
 use diesel::{ExpressionMethods, QueryDsl};
@@ -15,7 +17,7 @@ use crate::domain::{OperationId, Timestamp, UserId};
 
 statement! {
     /// One row of `balance` when nothing is later than `at`; otherwise the last checkpoint at or before `at` and an
-    /// index-only sum over what follows it, at most about two segments. One statement is one snapshot.
+    /// index-only sum over what follows it: a segment or two, unless one moment holds more. One statement is one snapshot.
     struct BalanceAt<'a> { user_id: &'a str => Text, at: PgTimestamp => Timestamptz, }
     => (BigInt,)
     r#"
@@ -223,7 +225,7 @@ impl Store {
         Ok(rows.into_iter().map(entry).collect())
     }
 
-    /// Which of these operations of a user are stored, each at the place it would have taken.
+    /// Which of these operations of a user, each at its timestamp, are stored, and the balance after each.
     ///
     /// # Errors
     ///
@@ -231,24 +233,25 @@ impl Store {
     pub async fn stored_among(
         &self,
         user_id: &UserId,
-        operations: &[(Place, OperationId)],
+        operations: &[(Timestamp, OperationId)],
         deadline: Instant,
-    ) -> Result<Vec<OperationId>, StoreError> {
-        let timestamps = operations.iter().map(|(place, _)| to_postgres(place.timestamp));
-        let seqs = operations.iter().map(|(place, _)| place.seq);
+    ) -> Result<HashMap<OperationId, i64>, StoreError> {
+        let timestamps = operations.iter().map(|(timestamp, _)| to_postgres(*timestamp));
         let ids = operations.iter().map(|(_, id)| id.0);
-        // The first two conditions find the rows by the primary key, the third tells ours from others'.
+        // The timestamps lead the primary key to the rows.
         let rows = changes_history::table
             .filter(changes_history::user_id.eq(user_id.as_str()))
             .filter(changes_history::timestamp.eq_any(timestamps.collect::<Vec<_>>()))
-            .filter(changes_history::seq.eq_any(seqs.collect::<Vec<_>>()))
             .filter(changes_history::operation_id.eq_any(ids.collect::<Vec<_>>()))
-            .select(changes_history::operation_id);
+            .select((changes_history::operation_id, changes_history::balance_after));
         let mut lease = self.connections.lease(deadline).await?;
         let statement = rows.load(lease.connection());
         let result = timeout_at(deadline, statement).await;
-        let stored: Vec<Uuid> = lease.end(result)?;
-        Ok(stored.into_iter().map(OperationId).collect())
+        let stored: Vec<(Uuid, i64)> = lease.end(result)?;
+        Ok(stored
+            .into_iter()
+            .map(|(id, balance)| (OperationId(id), balance))
+            .collect())
     }
 
     /// Whether operations can be stored now.

@@ -1,6 +1,7 @@
 //! What operations need to be judged by, as the database has it: each reading is one statement, and so one snapshot.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 
 use diesel::data_types::PgTimestamp;
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -55,7 +56,7 @@ CROSS JOIN LATERAL (VALUES
     (1, own."timestamp", asked.at < b.latest),
     (2, breached."timestamp", breached."timestamp" IS NOT NULL),
     (3, NULL, own."timestamp" IS NOT NULL
-        OR (asked.at > b.latest AND b.since_checkpoint >= asked.segment_length))
+        OR (asked.at > b.latest AND b.since_checkpoint >= 2 * asked.segment_length))
 ) part (number, until, wanted)
 LEFT JOIN LATERAL (
     SELECT c."timestamp", c.balance FROM balance_checkpoints c
@@ -82,6 +83,7 @@ statement! {
     struct GroupStateStatement<'a> {
         user_id: &'a str => Text,
         earliest: PgTimestamp => Timestamptz,
+        newest: PgTimestamp => Timestamptz,
         segment_length: i32 => Integer,
         idempotency_keys: &'a [&'a str] => Array<Text>,
     }
@@ -108,7 +110,8 @@ LEFT JOIN LATERAL (
     FROM (
         SELECT h."timestamp", sum(h.balance_change)::bigint AS change, count(*)::integer AS operations
         FROM changes_history h
-        WHERE (asked.earliest < b.latest OR b.since_checkpoint >= asked.segment_length)
+        WHERE (asked.earliest < b.latest
+                OR (asked.newest > b.latest AND b.since_checkpoint >= 2 * asked.segment_length))
             AND h.user_id = asked.user_id AND h."timestamp" > coalesce(closed."timestamp", '-infinity')
         GROUP BY h."timestamp") m) moments ON true
 LEFT JOIN LATERAL (
@@ -260,8 +263,8 @@ impl Store {
         }
     }
 
-    /// Reads what is needed to judge operations of one user, the earliest of which is at `earliest`, and what was
-    /// accepted under `keys` before.
+    /// Reads what is needed to judge operations of one user, stamped within `moments`, and what was accepted under `keys`
+    /// before.
     ///
     /// # Errors
     ///
@@ -269,13 +272,14 @@ impl Store {
     pub async fn group_state(
         &self,
         user_id: &UserId,
-        earliest: Timestamp,
+        moments: RangeInclusive<Timestamp>,
         keys: &[&str],
         deadline: Instant,
     ) -> Result<GroupState, StoreError> {
         let state = GroupStateStatement {
             user_id: user_id.as_str(),
-            earliest: to_postgres(earliest),
+            earliest: to_postgres(*moments.start()),
+            newest: to_postgres(*moments.end()),
             segment_length: to_stored_count(self.segment_length.operations()),
             idempotency_keys: keys,
         };

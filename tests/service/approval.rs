@@ -34,16 +34,6 @@ async fn all_at_once(client: &ServiceClient, users: &[String], balance_change: i
     answers
 }
 
-/// Waits until the Approver has been called so often.
-async fn until_called(approver: &TestApprover, calls: usize) {
-    let waited = timeout(PATIENCE, async {
-        while approver.calls().len() < calls {
-            sleep(Duration::from_millis(2)).await;
-        }
-    });
-    waited.await.expect("the Approver is called");
-}
-
 /// Waits until a log has so many lines.
 async fn until_logged(replica: &Replica, lines: usize) -> Vec<Value> {
     let waited = timeout(PATIENCE, async {
@@ -119,7 +109,7 @@ async fn no_database_connection_is_held_while_the_approver_is_awaited() {
         let client = client.clone();
         tokio::spawn(async move { all_at_once(&client, &users, BIG).await })
     };
-    until_called(&approver, 50).await;
+    approver.until_called(50).await;
     let sql = database.client().await;
     // The reads that run beside the calls end by themselves; from then on nothing is busy until the verdicts come.
     let waited = timeout(PATIENCE, async {
@@ -291,7 +281,7 @@ async fn a_withdrawal_that_waited_is_checked_against_a_later_one_accepted_meanwh
             tokio::spawn(async move { client.change(&body).await })
         })
         .into();
-    until_called(&approver, 2).await;
+    approver.until_called(2).await;
     for user in ["poor", "rich"] {
         client.change(&change(user, -100_000, &at(20))).await.expect(200);
     }
@@ -327,7 +317,7 @@ async fn an_operation_whose_client_hangs_up_ends_with_its_line() {
         let (client, body) = (client.clone(), change("user", BIG, MOMENT));
         tokio::spawn(async move { client.change(&body).await })
     };
-    until_called(&approver, 1).await;
+    approver.until_called(1).await;
     // The task drops its connection.
     request.abort();
     assert!(request.await.unwrap_err().is_cancelled());

@@ -7,9 +7,12 @@ use crate::support::client::{ServiceClient, change};
 use crate::support::postgres::fresh_database;
 use crate::support::replica::Replica;
 
-/// Makes the changes of one user in turn, as (balanceChange, second of the minute), and expects these answers:
-/// `Ok(balance)`, or the moment and the shortfall of a refusal.
-async fn expect(client: &ServiceClient, user_id: &str, steps: &[(i64, u32, Result<i64, (u32, u64)>)]) {
+/// A change as balanceChange and second of the minute, and its answer: `Ok(balance)`, or the moment and the shortfall of
+/// a refusal.
+type Step = (i64, u32, Result<i64, (u32, u64)>);
+
+/// Makes the changes of one user in turn and expects these answers.
+async fn expect(client: &ServiceClient, user_id: &str, steps: &[Step]) {
     for (balance_change, second, expected) in steps {
         let moment = |second: u32| format!("2026-01-31T12:00:{second:02}Z");
         let answer = client.change(&change(user_id, *balance_change, &moment(*second))).await;

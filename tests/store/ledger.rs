@@ -59,8 +59,9 @@ pub async fn accept(store: &Store, operation: &Operation) -> Result<i64, Refusal
 /// Reads, judges and commits operations together; those in a closed segment alone, as a replica does.
 async fn accept_together(store: &Store, operations: &[Operation]) -> Vec<Result<i64, Refusal>> {
     let user_id = &operations[0].user_id;
-    let earliest = operations.iter().map(|operation| operation.timestamp).min().unwrap();
-    let mut state = store.group_state(user_id, earliest, &[], soon()).await.unwrap();
+    let timestamps = || operations.iter().map(|operation| operation.timestamp);
+    let moments = timestamps().min().unwrap()..=timestamps().max().unwrap();
+    let mut state = store.group_state(user_id, moments, &[], soon()).await.unwrap();
     let mut answers = vec![None; operations.len()];
     let mut commitments = Vec::new();
     for (index, operation) in operations.iter().enumerate() {
@@ -290,7 +291,7 @@ async fn an_operation_is_found_again_under_its_idempotency_key() {
     let found = store.state(&first, Some(&key), soon()).await.unwrap().earlier.unwrap();
     assert_eq!((found.id, found.balance_after), (first.id, 10));
     let together = store
-        .group_state(&first.user_id, at(0), &["other", "key"], soon())
+        .group_state(&first.user_id, at(0)..=at(10), &["other", "key"], soon())
         .await
         .unwrap();
     assert_eq!(together.earlier["key"], found);

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 /// What the Approver does with a call, after its delay.
 #[derive(Clone, Debug)]
@@ -100,6 +100,16 @@ impl TestApprover {
     /// The path and query of every call so far.
     pub fn calls(&self) -> Vec<String> {
         self.state.lock().unwrap().calls.clone()
+    }
+
+    /// Waits until there were so many calls.
+    pub async fn until_called(&self, calls: usize) {
+        let called = timeout(Duration::from_secs(30), async {
+            while self.calls().len() < calls {
+                sleep(Duration::from_millis(2)).await;
+            }
+        });
+        called.await.expect("the Approver is called");
     }
 
     /// How many calls were made for this user.

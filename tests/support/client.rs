@@ -1,5 +1,6 @@
 //! A client of the service that keeps status, headers and body of each answer.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use reqwest::header::HeaderMap;
@@ -103,6 +104,17 @@ impl ServiceClient {
     }
 }
 
+/// The codes that problems may have, by the committed document.
+fn known_codes() -> &'static [Value] {
+    static CODES: OnceLock<Vec<Value>> = OnceLock::new();
+    CODES.get_or_init(|| {
+        let document = include_str!("../../openapi/openapi.json");
+        let document: Value = serde_json::from_str(document).unwrap();
+        let codes = &document["components"]["schemas"]["ProblemCode"]["enum"];
+        codes.as_array().unwrap().clone()
+    })
+}
+
 /// Sends a request that must be answered with JSON: of a problem where the status says so.
 pub async fn answer(request: RequestBuilder) -> Answer {
     try_answer(request).await.expect("an answer")
@@ -133,6 +145,7 @@ pub async fn try_answer(request: RequestBuilder) -> Result<Answer, reqwest::Erro
                 "{member}: {body}"
             );
         }
+        assert!(known_codes().contains(&body["code"]), "not in the document: {body}");
         assert_eq!(
             status == StatusCode::SERVICE_UNAVAILABLE,
             headers.contains_key("retry-after"),

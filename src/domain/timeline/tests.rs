@@ -108,7 +108,7 @@ impl SegmentedModel {
                 segments.extend(breached.map(|end| self.segment(Some(end))));
                 segments.push(self.segment(None));
             }
-        } else if self.head.latest != Some(own) && self.head.since_checkpoint >= self.length.operations() {
+        } else if self.head.latest != Some(own) && self.head.since_checkpoint >= 2 * self.length.operations() {
             segments.push(self.segment(None));
         }
         Timeline::new(self.head, segments, self.length)
@@ -125,7 +125,7 @@ impl SegmentedModel {
     /// Judges all of them on one reading of the timeline; each must be in the open segment.
     fn accept_together(&mut self, operations: &[Operation]) -> Vec<Result<i64, Refusal>> {
         let before_latest = |operation: &Operation| Some(operation.timestamp) < self.head.latest;
-        let is_due = self.head.since_checkpoint >= self.length.operations();
+        let is_due = self.head.since_checkpoint >= 2 * self.length.operations();
         let mut segments = Vec::new();
         if operations.iter().any(before_latest) || is_due {
             segments.extend(self.head.latest.map(|_| self.segment(None)));
@@ -343,7 +343,7 @@ proptest! {
         }
         let ends = model.checkpoints.keys().copied().map(Some).chain([None]);
         for end in ends {
-            prop_assert!(model.segment(end).moments.len() <= 16);
+            prop_assert!(model.segment(end).moments.len() <= 24);
         }
     }
 }
