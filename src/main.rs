@@ -4,12 +4,14 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use balance::commands::Cli;
-use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::from_environment() {
+        Ok(cli) => cli,
+        Err(error) => return fail(&error),
+    };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,poem=warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

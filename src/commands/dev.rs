@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{CommandError, DevArguments, Shutdown};
+use super::{CommandError, DevArguments, Shutdown, say};
 use crate::config::{ApproverUrl, DatabaseUrl};
 use crate::dev::{PostgresOptions, PrivatePostgres, StandInApprover, StandInOptions, StopMode};
 use crate::replica;
@@ -17,7 +17,7 @@ const DATABASE: &str = "balance";
 pub(super) async fn run(mut arguments: DevArguments) -> Result<(), CommandError> {
     let shutdown = Shutdown::listen()?.with_terminal()?;
     if arguments.serve.database.database_url.is_some() {
-        println!("DATABASE_URL is not used: dev has a PostgreSQL of its own.");
+        say("DATABASE_URL is not used: dev has a PostgreSQL of its own.");
     }
     // The private PostgreSQL stands in for DATABASE_URL, which may well be set for another project.
     let check = "postgres://balance@localhost/balance";
@@ -32,13 +32,13 @@ pub(super) async fn run(mut arguments: DevArguments) -> Result<(), CommandError>
     let mut config = arguments.serve.replica()?;
     config.http.shutdown_delay = Duration::ZERO;
 
-    println!("Starting PostgreSQL …");
+    say("Starting PostgreSQL …");
     let mut postgres = PrivatePostgres::start(&PostgresOptions::new(&arguments.data_dir)).await?;
     let outcome = with_postgres(&mut config, own_approver, &mut postgres, shutdown).await;
     let stopped = postgres.stop(StopMode::Fast).await;
     outcome?;
     stopped?;
-    println!("Stopped.");
+    say("Stopped.");
     Ok(())
 }
 
@@ -105,25 +105,25 @@ impl Banner {
         } else {
             ("", "")
         };
-        println!("PostgreSQL      {}", self.postgres);
-        println!(
+        say(format_args!("PostgreSQL      {}", self.postgres));
+        say(format_args!(
             "Approver        {}, asked for changes above {}",
             self.approver, self.threshold
-        );
-        println!("Operations log  {}", self.log);
-        println!("Service         {}{url}{}", bold.0, bold.1);
-        println!("Swagger UI      {url}/docs");
-        println!();
-        println!("Try, in another terminal:");
-        println!();
-        println!(
+        ));
+        say(format_args!("Operations log  {}", self.log));
+        say(format_args!("Service         {}{url}{}", bold.0, bold.1));
+        say(format_args!("Swagger UI      {url}/docs"));
+        say("");
+        say("Try, in another terminal:");
+        say("");
+        say(format_args!(
             "  curl -X POST {url}/changeBalance -H 'Content-Type: application/json' \\\n    \
              -d '{{\"userId\":\"alice\",\"context\":\"first deposit\",\"balanceChange\":100,\
              \"timestamp\":\"2026-01-31T12:00:00Z\"}}'"
-        );
-        println!("  curl {url}/alice/balance");
-        println!();
-        println!("Ctrl-C stops all of it; the data stays.");
+        ));
+        say(format_args!("  curl {url}/alice/balance"));
+        say("");
+        say("Ctrl-C stops all of it; the data stays.");
     }
 }
 

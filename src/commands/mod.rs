@@ -2,16 +2,17 @@
 
 mod dev;
 
-use std::io::IsTerminal;
+use std::fmt::Display;
+use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::{ApproverArguments, ConfigError, DatabaseArguments, ServiceArguments};
-use crate::dev::{PostgresError, StandInApprover, StandInOptions};
+use crate::config::{ApproverArguments, ConfigError, DatabaseArguments, ServiceArguments, StandInArguments};
+use crate::dev::{PostgresError, StandInApprover};
 use crate::replica::{self, ReplicaConfig, ReplicaError};
 use crate::store::{MigrationError, migrate};
 
@@ -56,24 +57,6 @@ struct DevArguments {
     serve: ServeArguments,
 }
 
-#[derive(Args, Clone)]
-struct StandInArguments {
-    /// Address of the stand-in
-    #[arg(
-        long,
-        env = "STAND_IN_LISTEN",
-        value_name = "ADDRESS",
-        default_value = "127.0.0.1:9090"
-    )]
-    listen: SocketAddr,
-    /// How long each verdict takes, in milliseconds
-    #[arg(long, env = "STAND_IN_DELAY_MS", value_name = "MILLISECONDS", default_value = "300")]
-    delay_ms: u64,
-    /// Changes larger than this, either way, are denied
-    #[arg(long, env = "STAND_IN_DENY_ABOVE", value_name = "AMOUNT", default_value = "1000000")]
-    deny_above: u64,
-}
-
 /// Why a command failed. Each message is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
@@ -111,6 +94,18 @@ pub enum CommandError {
 }
 
 impl Cli {
+    /// Reads flags and variables; prints help, or what is wrong with the flags, and ends the process if that is all.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] for a variable that is not UTF-8.
+    pub fn from_environment() -> Result<Self, ConfigError> {
+        Self::try_parse().or_else(|error| match error.kind() {
+            ErrorKind::InvalidUtf8 => Err(not_utf8()),
+            _ => error.exit(),
+        })
+    }
+
     /// Runs the command to its end.
     ///
     /// # Errors
@@ -122,10 +117,10 @@ impl Cli {
             Command::Serve(arguments) => serve(&arguments).await,
             Command::Migrate(arguments) => migrate_now(&arguments).await,
             Command::Openapi => {
-                print!("{}", crate::http::document());
+                say(crate::http::document().trim_end());
                 Ok(())
             }
-            Command::StandInApprover(arguments) => stand_in(arguments).await,
+            Command::StandInApprover(arguments) => stand_in(&arguments).await,
         }
     }
 }
@@ -155,21 +150,17 @@ async fn serve(arguments: &ServeArguments) -> Result<(), CommandError> {
 async fn migrate_now(arguments: &DatabaseArguments) -> Result<(), CommandError> {
     let applied = migrate(&arguments.database("balance migrate".to_owned())?).await?;
     if applied.is_empty() {
-        println!("The schema is up to date.");
+        say("The schema is up to date.");
     }
     for version in applied {
-        println!("Applied migration {version}.");
+        say(format_args!("Applied migration {version}."));
     }
     Ok(())
 }
 
-async fn stand_in(arguments: StandInArguments) -> Result<(), CommandError> {
+async fn stand_in(arguments: &StandInArguments) -> Result<(), CommandError> {
+    let options = arguments.stand_in()?;
     let shutdown = Shutdown::listen()?;
-    let options = StandInOptions {
-        listen: arguments.listen,
-        delay: Duration::from_millis(arguments.delay_ms),
-        deny_above: arguments.deny_above,
-    };
     let address = options.listen;
     let approver = StandInApprover::start(options)
         .await
@@ -178,6 +169,23 @@ async fn stand_in(arguments: StandInArguments) -> Result<(), CommandError> {
     shutdown.requested().await;
     approver.stop().await;
     Ok(())
+}
+
+/// Which variable it is that clap could not read.
+fn not_utf8() -> ConfigError {
+    let cli = Cli::command();
+    let arguments = cli.get_subcommands().flat_map(clap::Command::get_arguments);
+    let names = arguments.filter_map(|argument| argument.get_env()?.to_str());
+    let is_not_utf8 = |name: &&str| std::env::var_os(name).is_some_and(|value| value.to_str().is_none());
+    let variable = names.filter(is_not_utf8).map(str::to_owned).next();
+    ConfigError::NotUtf8 {
+        variable: variable.unwrap_or_else(|| "a flag".to_owned()),
+    }
+}
+
+/// Prints a line. A reader that has gone, as `head` does, is no reason to stop.
+fn say(line: impl Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// SIGTERM, Ctrl-C, or the end of the terminal, listened for from the moment this is made.

@@ -19,7 +19,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use arguments::{ApproverArguments, DatabaseArguments, ServiceArguments};
+pub use arguments::{ApproverArguments, DatabaseArguments, ServiceArguments, StandInArguments};
 pub use urls::{ApproverUrl, DatabaseUrl};
 
 /// A value that cannot be used. Its message is one line: the variable, the value and what is allowed.
@@ -42,6 +42,12 @@ pub enum ConfigError {
         variable: &'static str,
         /// What can be given instead, with an example.
         allowed: &'static str,
+    },
+    /// The variable's value is not text. It may hold a secret.
+    #[error("{variable}: the value (not shown, it may hold a password) is not allowed; give a value in UTF-8")]
+    NotUtf8 {
+        /// The environment variable.
+        variable: String,
     },
     /// The variable has no value and no default.
     #[error("{variable}: no value; give {allowed}")]
