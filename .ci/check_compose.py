@@ -151,7 +151,8 @@ def check_variables(document, text, documented):
     passed = document["services"]["balance"]["environment"]
     arguments = (ROOT / "src/config/arguments.rs").read_text()
     for name in re.findall(r'\benv = "(\w+)"', arguments):
-        if name not in passed:
+        # The stand-in Approver's variables go to another service.
+        if name not in passed and not name.startswith("STAND_IN_"):
             fault(f"{name}, which `serve` reads, is not passed to the service balance")
     return names, sources
 
