@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{CommandError, DevArguments, Shutdown, say};
-use crate::config::{ApproverUrl, DatabaseUrl};
-use crate::dev::{PostgresOptions, PrivatePostgres, StandInApprover, StandInOptions, StopMode};
+use crate::config::{ApproverUrl, DatabaseUrl, StandInOptions};
+use crate::dev::{PostgresOptions, PrivatePostgres, StandInApprover, StopMode};
 use crate::replica;
 use crate::store::migrate;
 

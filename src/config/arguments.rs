@@ -11,9 +11,8 @@ use clap::Args;
 
 use super::{
     ApproverConfig, ApproverUrl, ConfigError, DatabaseConfig, DatabaseUrl, HttpConfig, OperationsLogConfig,
-    ServiceConfig, SyncPolicy,
+    ServiceConfig, StandInOptions, SyncPolicy,
 };
-use crate::dev::StandInOptions;
 
 const ADDRESS_ALLOWED: &str = "an IP address and a port, such as 127.0.0.1:8080, 0.0.0.0:8080 or [::1]:8080";
 

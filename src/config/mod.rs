@@ -128,3 +128,25 @@ pub struct HttpConfig {
     /// From `SHUTDOWN_TIMEOUT_MS`: how long requests under way may take after that.
     pub shutdown_timeout: Duration,
 }
+
+/// How the stand-in for the Approver behaves; from `STAND_IN_LISTEN`, `STAND_IN_DELAY_MS`, `STAND_IN_DENY_ABOVE`.
+#[derive(Clone, Copy, Debug)]
+pub struct StandInOptions {
+    /// Where it listens; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// How long each verdict takes.
+    pub delay: Duration,
+    /// Changes larger than this, either way, are denied.
+    pub deny_above: u64,
+}
+
+/// 300 ms a verdict, denied above 1,000,000, on a free port of this machine only.
+impl Default for StandInOptions {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            delay: Duration::from_millis(300),
+            deny_above: 1_000_000,
+        }
+    }
+}

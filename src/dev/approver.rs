@@ -16,33 +16,13 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+use crate::config::StandInOptions;
+
 /// Connections that may wait to be accepted; the operating system may hold fewer. A burst of callers must not be refused.
 const BACKLOG: u32 = 8_192;
 
 /// How long calls under way may take after [`StandInApprover::stop`], beyond the delay that each is given anyway.
 const STOP_BOUND: Duration = Duration::from_secs(2);
-
-/// How the stand-in behaves.
-#[derive(Clone, Copy, Debug)]
-pub struct StandInOptions {
-    /// Where it listens; port 0 takes a free one.
-    pub listen: SocketAddr,
-    /// How long each verdict takes.
-    pub delay: Duration,
-    /// Changes larger than this, either way, are denied.
-    pub deny_above: u64,
-}
-
-/// 300 ms a verdict, denied above 1,000,000, on a free port of this machine only.
-impl Default for StandInOptions {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            delay: Duration::from_millis(300),
-            deny_above: 1_000_000,
-        }
-    }
-}
 
 /// A running stand-in. Dropped without [`stop`](Self::stop), it ends in the same way, and nobody waits for it.
 ///

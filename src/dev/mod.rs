@@ -7,5 +7,5 @@
 mod approver;
 mod postgres;
 
-pub use approver::{StandInApprover, StandInOptions};
+pub use approver::StandInApprover;
 pub use postgres::{PostgresError, PostgresOptions, PrivatePostgres, StopMode};
