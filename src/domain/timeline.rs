@@ -8,7 +8,7 @@
 //!
 //! Whoever loads a [`Timeline`] hands over the segments that an operation needs, not the history:
 //!
-//! - operations at or after the latest one: none; or the open segment, if it has twice the length and can be divided;
+//! - operations at or after the latest one: none; or the open segment, if they take it beyond twice the length;
 //! - operations in the open segment: that one;
 //! - one operation in a closed segment: that one, then the first later closed segment in which the change would
 //!   [breach](Breach) the range, if there is one, then the open segment. All others are known to admit the change.

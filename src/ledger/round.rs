@@ -177,7 +177,7 @@ impl Ledger {
         let newest = timestamps().max().unwrap_or(Timestamp::MIN);
         let state = self
             .store
-            .group_state(user_id, earliest..=newest, &keys, deadline)
+            .group_state(user_id, earliest..=newest, changes.len(), &keys, deadline)
             .await?;
         Ok(Reading {
             timeline: state.timeline,

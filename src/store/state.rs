@@ -79,11 +79,13 @@ ORDER BY part.number"#
 
 statement! {
     /// A user's head, where its last checkpoint stands, the open segment where one of the operations falls before the
-    /// latest or it is due to be closed, and what is stored under the idempotency keys. One statement is one snapshot.
+    /// latest or all of them make it long enough to be divided, and what is stored under the idempotency keys. One
+    /// statement is one snapshot.
     struct GroupStateStatement<'a> {
         user_id: &'a str => Text,
         earliest: PgTimestamp => Timestamptz,
         newest: PgTimestamp => Timestamptz,
+        operations: i32 => Integer,
         segment_length: i32 => Integer,
         idempotency_keys: &'a [&'a str] => Array<Text>,
     }
@@ -110,8 +112,8 @@ LEFT JOIN LATERAL (
     FROM (
         SELECT h."timestamp", sum(h.balance_change)::bigint AS change, count(*)::integer AS operations
         FROM changes_history h
-        WHERE (asked.earliest < b.latest
-                OR (asked.newest > b.latest AND b.since_checkpoint >= 2 * asked.segment_length))
+        WHERE (asked.earliest < b.latest OR (asked.newest > b.latest
+                AND b.since_checkpoint::bigint + asked.operations > 2 * asked.segment_length))
             AND h.user_id = asked.user_id AND h."timestamp" > coalesce(closed."timestamp", '-infinity')
         GROUP BY h."timestamp") m) moments ON true
 LEFT JOIN LATERAL (
@@ -263,8 +265,8 @@ impl Store {
         }
     }
 
-    /// Reads what is needed to judge operations of one user, stamped within `moments`, and what was accepted under `keys`
-    /// before.
+    /// Reads what is needed to judge so many operations of one user, stamped within `moments`, and what was accepted under
+    /// `keys` before.
     ///
     /// # Errors
     ///
@@ -273,6 +275,7 @@ impl Store {
         &self,
         user_id: &UserId,
         moments: RangeInclusive<Timestamp>,
+        operations: usize,
         keys: &[&str],
         deadline: Instant,
     ) -> Result<GroupState, StoreError> {
@@ -280,6 +283,7 @@ impl Store {
             user_id: user_id.as_str(),
             earliest: to_postgres(*moments.start()),
             newest: to_postgres(*moments.end()),
+            operations: i32::try_from(operations).unwrap_or(i32::MAX),
             segment_length: to_stored_count(self.segment_length.operations()),
             idempotency_keys: keys,
         };
@@ -294,17 +298,15 @@ impl Store {
         let (version, balance, latest, since_checkpoint, closed_until, opening, timestamps, changes, operations, ..) =
             row;
         let (.., keys, ids, earlier_at, earlier_changes, contexts, balances) = row;
+        let head = to_head(version, balance, latest, since_checkpoint);
         let moments = to_moments(timestamps, changes, operations);
-        let open = Segment {
+        // An open segment without operations is known without reading it, and is as well divided as any.
+        let is_known = !moments.is_empty() || head.since_checkpoint == 0;
+        let open = is_known.then_some(Segment {
             opening,
             moments,
             closed: false,
-        };
-        let segments = if open.moments.is_empty() {
-            Vec::new()
-        } else {
-            vec![open]
-        };
+        });
         let places = earlier_at
             .unwrap_or_default()
             .into_iter()
@@ -328,11 +330,7 @@ impl Store {
                     (key, earlier)
                 });
         GroupState {
-            timeline: Timeline::new(
-                to_head(version, balance, latest, since_checkpoint),
-                segments,
-                self.segment_length,
-            ),
+            timeline: Timeline::new(head, open.into_iter().collect(), self.segment_length),
             closed_until: closed_until.map(from_postgres),
             earlier: earlier.collect(),
         }

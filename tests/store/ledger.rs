@@ -61,7 +61,10 @@ async fn accept_together(store: &Store, operations: &[Operation]) -> Vec<Result<
     let user_id = &operations[0].user_id;
     let timestamps = || operations.iter().map(|operation| operation.timestamp);
     let moments = timestamps().min().unwrap()..=timestamps().max().unwrap();
-    let mut state = store.group_state(user_id, moments, &[], soon()).await.unwrap();
+    let mut state = store
+        .group_state(user_id, moments, operations.len(), &[], soon())
+        .await
+        .unwrap();
     let mut answers = vec![None; operations.len()];
     let mut commitments = Vec::new();
     for (index, operation) in operations.iter().enumerate() {
@@ -291,7 +294,7 @@ async fn an_operation_is_found_again_under_its_idempotency_key() {
     let found = store.state(&first, Some(&key), soon()).await.unwrap().earlier.unwrap();
     assert_eq!((found.id, found.balance_after), (first.id, 10));
     let together = store
-        .group_state(&first.user_id, at(0)..=at(10), &["other", "key"], soon())
+        .group_state(&first.user_id, at(0)..=at(10), 1, &["other", "key"], soon())
         .await
         .unwrap();
     assert_eq!(together.earlier["key"], found);
