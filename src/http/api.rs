@@ -16,7 +16,7 @@ use super::types::{
     UserIdText,
 };
 use crate::metrics::Metrics;
-use crate::service::{ChangeRequest, HistoryRequest, Service};
+use crate::service::{ChangeRequest, HistoryRequest, UseCases};
 use crate::store::{HistoryOrder, StoreReadiness};
 
 #[derive(Tags)]
@@ -103,18 +103,17 @@ impl Stopping {
 }
 
 /// The handlers.
-#[derive(Clone)]
-pub struct Api {
+pub struct Api<S> {
     /// The use cases; none when only the document is wanted.
-    pub service: Option<Arc<Service>>,
+    pub service: Option<Arc<S>>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Whether the service is stopping.
     pub stopping: Stopping,
 }
 
-impl Api {
-    fn service(&self) -> &Arc<Service> {
+impl<S: UseCases> Api<S> {
+    fn service(&self) -> &Arc<S> {
         self.service
             .as_ref()
             .expect("an Api that serves has a service; the one without only prints its document")
@@ -122,7 +121,7 @@ impl Api {
 }
 
 #[OpenApi]
-impl Api {
+impl<S: UseCases> Api<S> {
     /// Change a balance
     ///
     /// Adds `balanceChange` to the user's balance at `timestamp`, if with it no moment from then on is negative or beyond

@@ -11,7 +11,7 @@ use super::body;
 use super::problem::{Code, Problem};
 use crate::domain::{Refusal, Timestamp};
 use crate::metrics::Metrics;
-use crate::service::{ChangeError, Unavailable};
+use crate::service::{ChangeError, Service, Unavailable, UseCases};
 
 const DESCRIPTION: &str = "Keeps the balances of users. A balance is a sum over time: each change has a timestamp, and \
 `balance(t)` counts all changes stamped at or before `t`. A change is accepted only if no moment from its timestamp on \
@@ -23,7 +23,7 @@ const METRICS: &str = "# HELP balance_commit_conflicts_total Commits that lost t
 tried again.\n# TYPE balance_commit_conflicts_total counter\nbalance_commit_conflicts_total 0\n";
 
 /// The service that poem-openapi makes of the handlers.
-pub fn open_api_service(api: Api) -> OpenApiService<Api, ()> {
+pub fn open_api_service<S: UseCases>(api: Api<S>) -> OpenApiService<Api<S>, ()> {
     OpenApiService::new(api, "balance", env!("CARGO_PKG_VERSION"))
         .description(DESCRIPTION)
         .license(LicenseObject::new("MIT OR Apache-2.0").url("https://spdx.org/licenses/MIT.html"))
@@ -34,7 +34,7 @@ pub fn document() -> String {
     complete(&undressed().spec())
 }
 
-fn undressed() -> OpenApiService<Api, ()> {
+fn undressed() -> OpenApiService<Api<Service>, ()> {
     open_api_service(Api {
         service: None,
         metrics: Arc::new(Metrics::new()),

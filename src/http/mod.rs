@@ -26,7 +26,7 @@ use api::Api;
 use problem::{Code, Problem};
 
 use crate::metrics::Metrics;
-use crate::service::Service;
+use crate::service::UseCases;
 
 /// The paths, and the methods each has; what no path matches is counted under one name.
 const ROUTES: [(&str, &str); 8] = [
@@ -48,9 +48,9 @@ const UNMATCHED: &str = "unmatched";
 /// # Errors
 ///
 /// If the listener fails for good.
-pub async fn serve(
+pub async fn serve<S: UseCases>(
     listening: Listening,
-    service: Arc<Service>,
+    service: Arc<S>,
     metrics: Arc<Metrics>,
     stopping: Stopping,
     shutdown: impl Future<Output = ()>,
@@ -66,7 +66,7 @@ pub async fn serve(
         .await
 }
 
-fn application(api: Api, metrics: Arc<Metrics>) -> impl Endpoint<Output = Response> + 'static {
+fn application<S: UseCases>(api: Api<S>, metrics: Arc<Metrics>) -> impl Endpoint<Output = Response> + 'static {
     let document = document();
     let docs = document::swagger_ui(&document);
     let routes = Route::new()

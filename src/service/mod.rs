@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::approver::Approver;
 use crate::config::ServiceConfig;
-use crate::domain::Timestamp;
+use crate::domain::{Timestamp, UserId};
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::operations_log::{LogFailure, LogUnavailable, OperationsLog, Record, Slot};
@@ -40,6 +40,57 @@ pub struct Service {
     metrics: Arc<Metrics>,
     config: ServiceConfig,
     under_way: Arc<Semaphore>,
+}
+
+/// What a service does, as it is offered over HTTP. [`Service`] does it; the benchmarks have others, to tell what the store
+/// costs and what HTTP costs by itself.
+pub trait UseCases: Send + Sync + 'static {
+    /// Changes a balance, at most once.
+    fn change_balance(
+        self: &Arc<Self>,
+        request: ChangeRequest,
+    ) -> impl Future<Output = Result<Change, ChangeError>> + Send;
+
+    /// The balance as of a moment, or as of now.
+    fn balance(
+        self: &Arc<Self>,
+        user_id: UserId,
+        at: Option<Timestamp>,
+    ) -> impl Future<Output = Result<Balance, Unavailable>> + Send;
+
+    /// A page of a user's operations with the balance after each.
+    fn history(
+        self: &Arc<Self>,
+        request: HistoryRequest,
+    ) -> impl Future<Output = Result<HistoryPage, Unavailable>> + Send;
+
+    /// Asks the dependencies that no operation can do without.
+    fn readiness(&self) -> impl Future<Output = Readiness> + Send;
+
+    /// Brings the gauges up to date; called when they are about to be read.
+    fn observe(&self);
+}
+
+impl UseCases for Service {
+    async fn change_balance(self: &Arc<Self>, request: ChangeRequest) -> Result<Change, ChangeError> {
+        Service::change_balance(self, request).await
+    }
+
+    async fn balance(self: &Arc<Self>, user_id: UserId, at: Option<Timestamp>) -> Result<Balance, Unavailable> {
+        Service::balance(self, user_id, at).await
+    }
+
+    async fn history(self: &Arc<Self>, request: HistoryRequest) -> Result<HistoryPage, Unavailable> {
+        Service::history(self, request).await
+    }
+
+    async fn readiness(&self) -> Readiness {
+        Service::readiness(self).await
+    }
+
+    fn observe(&self) {
+        Service::observe(self);
+    }
 }
 
 /// Whether the dependencies answer.
