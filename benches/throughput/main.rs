@@ -1,38 +1,148 @@
-//! Throughput of the service (work in progress).
+//! Throughput: the service beside a server without a store (the ceiling), a plain one and PostgreSQL's own client, on a
+//! private PostgreSQL, under loads that wrk puts on them.
+//!
+//! | file | what |
+//! |---|---|
+//! | `arguments` | what is asked for |
+//! | `bench` | what all measurements share |
+//! | `work`, `rows` | the rows that put a load on servers |
+//! | `ceiling`, `plain`, `plain_statements`, `server` | the servers to compare with |
+//! | `wrk`, `pgbench`, `client` | who puts the load on |
+//! | `database`, `data` | PostgreSQL, what is loaded, and whether it is right |
+//! | `process` | children that end with this process |
+//! | `idle`, `replicas`, `latency`, `log_cost` | the other rows |
+//! | `results`, `findings`, `report`, `machine`, `format` | what was found, and how it is told |
+//! | `throughput_chart`, `growth_chart`, `svg` | the charts |
 
+mod arguments;
+mod bench;
 mod ceiling;
+mod client;
+mod data;
+mod database;
+mod findings;
+mod format;
+mod growth_chart;
+mod idle;
+mod latency;
+mod log_cost;
+mod machine;
+mod pgbench;
+mod plain;
+mod plain_statements;
+mod process;
+mod replicas;
+mod report;
+mod results;
+mod rows;
+mod server;
+mod svg;
+mod throughput_chart;
+mod work;
+mod wrk;
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::error::Error;
+use std::process::ExitCode;
 
-use balance::config::HttpConfig;
-use balance::http::{Listening, Stopping, serve};
-use balance::metrics::Metrics;
-use ceiling::Ceiling;
+use clap::Parser;
+use clap::error::ErrorKind;
+use tokio::signal::unix::{SignalKind, signal};
 
-fn main() {
-    let listen = std::env::args().nth(1).unwrap().parse().unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async move {
-        let config = HttpConfig {
-            listen,
-            connections: 10_000.try_into().unwrap(),
-            shutdown_delay: Duration::ZERO,
-            shutdown_timeout: Duration::from_secs(1),
-        };
-        let listening = Listening::bind(&config, Duration::from_secs(75)).await.unwrap();
-        serve(
-            listening,
-            Arc::new(Ceiling),
-            Arc::new(Metrics::new()),
-            Stopping::default(),
-            std::future::pending(),
-            Duration::from_secs(1),
-        )
-        .await
-        .unwrap();
-    });
+use crate::arguments::{Arguments, RowName, Settings};
+use crate::bench::{Bench, say};
+use crate::machine::Environment;
+use crate::results::Fault;
+use crate::work::{LOAD_ROWS, LoadRow};
+
+/// A result whose error is told to the user in one line.
+pub type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+/// As a shell tells of a process that Ctrl-C ended.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let under_cargo_bench = std::env::args().any(|argument| argument == "--bench");
+    let is_server = std::env::args().nth(1).is_some_and(|first| !first.starts_with('-'));
+    if !under_cargo_bench && !is_server {
+        say("throughput runs under cargo bench only: cargo bench --bench throughput");
+        return ExitCode::SUCCESS;
+    }
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) if error.kind() == ErrorKind::DisplayHelp => error.exit(),
+        Err(error) => return fail(error.to_string().lines().next().unwrap_or_default()),
+    };
+    let outcome = match arguments.server {
+        Some(server) => server.run().map(|()| ExitCode::SUCCESS),
+        None => measure(arguments),
+    };
+    outcome.unwrap_or_else(|error| fail(&error.to_string()))
+}
+
+fn fail(reason: &str) -> ExitCode {
+    eprintln!("throughput: {}", reason.trim_start_matches("error: "));
+    ExitCode::FAILURE
+}
+
+fn measure(arguments: Arguments) -> Outcome<ExitCode> {
+    let settings = arguments.settings()?;
+    // One thread: children are tied to the thread that starts them.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        // What is not finished is dropped, and with it all children.
+        tokio::select! {
+            outcome = run(settings) => outcome,
+            _ = terminate.recv() => Ok(ExitCode::from(INTERRUPTED)),
+            _ = interrupt.recv() => Ok(ExitCode::from(INTERRUPTED)),
+        }
+    })
+}
+
+/// Measures all rows that are asked for, tells what was found, and leaves nothing but that behind.
+async fn run(settings: Settings) -> Outcome<ExitCode> {
+    let all = settings.rows.iter().map(|row| steps(&settings, *row)).sum();
+    let mut bench = Bench::prepare(settings, all).await?;
+    let environment = Environment::look(&bench.databases).await?;
+    for row in bench.settings.rows.clone() {
+        if let Err(error) = measure_row(&mut bench, row).await {
+            // The other rows are worth having all the same.
+            let what = error.to_string();
+            say(&format!("FAILED: {what}"));
+            bench.results.faults.push(Fault { row, what });
+        }
+    }
+    let (settings, results) = bench.clean_up().await?;
+    let text = report::write(&settings, &environment, &results)?;
+    say(&format!(
+        "\n{text}\nTable, figures and charts are in {}.",
+        settings.output.display()
+    ));
+    let whole = results.faults.is_empty();
+    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn load_row(row: RowName) -> Option<&'static LoadRow> {
+    LOAD_ROWS.iter().find(|one| one.name == row)
+}
+
+fn steps(settings: &Settings, row: RowName) -> usize {
+    match (row, load_row(row)) {
+        (_, Some(row)) => rows::steps(settings, row),
+        (RowName::OneClient, _) => idle::steps(settings),
+        (RowName::TwoReplicas, _) => replicas::steps(settings),
+        (RowName::Log, _) => log_cost::steps(settings),
+        (row, _) => latency::steps(settings, row),
+    }
+}
+
+async fn measure_row(bench: &mut Bench, row: RowName) -> Outcome<()> {
+    match (row, load_row(row)) {
+        (_, Some(row)) => rows::measure(bench, row).await,
+        (RowName::OneClient, _) => idle::measure(bench).await,
+        (RowName::TwoReplicas, _) => replicas::measure(bench).await,
+        (RowName::Log, _) => log_cost::measure(bench).await,
+        (row, _) => latency::measure(bench, row).await,
+    }
 }

@@ -1,0 +1,72 @@
+//! The comparison servers, each a process of its own: this program, started again with a hidden command.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use balance::config::{DatabaseArguments, HttpConfig, ServiceArguments};
+use balance::http::{Listening, Stopping, serve};
+use balance::metrics::Metrics;
+use balance::operations_log::OperationsLog;
+use balance::service::UseCases;
+use clap::Subcommand;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::Outcome;
+use crate::ceiling::Ceiling;
+use crate::plain::Plain;
+
+/// As long as the service keeps an idle connection.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+/// How long requests under way may take once the server is told to stop.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// A server to compare with. The flags are the service's own.
+#[derive(Subcommand)]
+pub enum ServerCommand {
+    /// The same HTTP stack without a store
+    Ceiling {
+        #[command(flatten)]
+        service: ServiceArguments,
+    },
+    /// A read and one conditional statement per request
+    Plain {
+        #[command(flatten)]
+        database: DatabaseArguments,
+        #[command(flatten)]
+        service: ServiceArguments,
+    },
+}
+
+impl ServerCommand {
+    /// Serves until SIGTERM.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps the server from starting, or from writing its last lines.
+    pub fn run(self) -> Outcome<()> {
+        // The service's runtime, so that what differs is the work.
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(async {
+            match self {
+                Self::Ceiling { service } => answer(Arc::new(Ceiling), &service.http()?).await,
+                Self::Plain { database, service } => {
+                    let config = database.database("balance plain".to_owned())?;
+                    let (log, writer) = OperationsLog::start(service.operations_log()?).await?;
+                    let plain = Plain::connect(&config, log, service.instance()?).await?;
+                    answer(Arc::new(plain), &service.http()?).await?;
+                    Ok(writer.finish().await?)
+                }
+            }
+        })
+    }
+}
+
+async fn answer<S: UseCases>(use_cases: Arc<S>, config: &HttpConfig) -> Outcome<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let listening = Listening::bind(config, IDLE_TIMEOUT).await?;
+    let stop = async move {
+        terminate.recv().await;
+    };
+    let (metrics, stopping) = (Arc::new(Metrics::new()), Stopping::default());
+    Ok(serve(listening, use_cases, metrics, stopping, stop, DRAIN).await?)
+}
