@@ -8,6 +8,9 @@ use serde::Serialize;
 use crate::Outcome;
 use crate::server::ServerCommand;
 
+/// Fewer connections than those that the targets are looked at with get no more than this.
+const LESS_SECONDS: u32 = 3;
+
 /// Measures the throughput of balance beside a server without a store, a plain one and PostgreSQL's own client
 #[derive(Parser)]
 #[command(
@@ -26,7 +29,7 @@ pub struct Arguments {
     /// How often each row is measured; medians are shown [default: 3, quick: 1]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: Option<u32>,
-    /// How long each measurement takes [default: 5, quick: 2]
+    /// How long each measurement takes, with fewer than the most connections at most 3 s [default: 5, quick: 2]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: Option<u32>,
     /// Keep-alive connections, separated by commas; the targets are looked at with the most of them [default:
@@ -132,7 +135,12 @@ impl Arguments {
         }
         connections.sort_unstable();
         connections.dedup();
-        let asked = |name: &RowName| self.rows.is_empty() || self.rows.contains(name);
+        // A second without a warm-up tells nothing of the log: a quick run looks at it only if asked.
+        let by_default = |name: RowName| !(self.quick && name == RowName::Log);
+        let asked = |name: &RowName| match self.rows.is_empty() {
+            true => by_default(*name),
+            false => self.rows.contains(name),
+        };
         Ok(Settings {
             variables: variables.collect::<Outcome<_>>()?,
             rows: RowName::value_variants().iter().copied().filter(asked).collect(),
@@ -152,6 +160,16 @@ impl Settings {
         self.connections.last().copied().unwrap_or(1)
     }
 
+    /// How long a measurement over so many connections takes.
+    pub fn seconds_with(&self, connections: u32) -> u32 {
+        let most = if connections == self.most_connections() {
+            u32::MAX
+        } else {
+            LESS_SECONDS
+        };
+        self.seconds.min(most)
+    }
+
     /// How long a measurement of a row takes that needs no more than a rough figure in a quick run.
     pub fn short_seconds(&self) -> u32 {
         if self.quick { 1 } else { self.seconds }
@@ -167,7 +185,7 @@ impl Sizes {
     fn new(quick: bool) -> Self {
         Self {
             users: 100_000,
-            past_users: if quick { 2_000 } else { 10_000 },
+            past_users: if quick { 1_000 } else { 10_000 },
             past_operations: 400,
             lengths: match quick {
                 true => vec![1_000, 10_000, 100_000],

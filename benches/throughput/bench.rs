@@ -20,11 +20,11 @@ use crate::wrk::Wrk;
 const NO_APPROVER: &str = "http://127.0.0.1:9";
 
 /// Everything a measurement needs.
-pub struct Bench {
+pub struct Bench<'a> {
     /// What is asked for.
     pub settings: Settings,
     /// PostgreSQL.
-    pub databases: Databases,
+    pub databases: &'a Databases,
     /// The service's database.
     pub service_database: Database,
     /// The plain server's.
@@ -50,20 +50,15 @@ struct Progress {
     all: usize,
 }
 
-impl Bench {
-    /// Starts PostgreSQL, loads it, copies it for each contender, and makes sure that the service reads it right.
+impl<'a> Bench<'a> {
+    /// Loads PostgreSQL, copies what is loaded for each contender, and makes sure that the service reads it right.
     ///
     /// # Errors
     ///
     /// One line that says what is missing or wrong.
-    pub async fn prepare(settings: Settings, all: usize) -> Outcome<Self> {
-        let files = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let scratch = files.join("throughput");
-        std::fs::create_dir_all(&scratch)?;
-        let wrk = Wrk::find(&scratch)?;
-        say("starting PostgreSQL");
-        let databases = Databases::start(&files.join("throughput-postgres")).await?;
-        let pgbench = Pgbench::find(&databases, &scratch)?;
+    pub async fn prepare(settings: Settings, databases: &'a Databases, scratch: &Path, all: usize) -> Outcome<Self> {
+        let wrk = Wrk::find(scratch)?;
+        let pgbench = Pgbench::find(databases, scratch)?;
         say("loading");
         let template = databases.template().await?;
         let loaded = Loaded::load(&template, &settings.sizes).await?;
@@ -78,7 +73,7 @@ impl Bench {
             wrk,
             pgbench,
             results: Results::default(),
-            scratch,
+            scratch: scratch.to_owned(),
             progress: Progress { done: 0, all },
             hot_users: 0,
         };
@@ -147,13 +142,7 @@ impl Bench {
     ///
     /// What the operating system said.
     pub fn remove_operations_logs(&self) -> Outcome<()> {
-        for entry in std::fs::read_dir(&self.scratch)? {
-            let path = entry?.path();
-            if path.to_string_lossy().ends_with(".operations.log") {
-                std::fs::remove_file(path)?;
-            }
-        }
-        Ok(())
+        remove_operations_logs(&self.scratch)
     }
 
     /// Puts a row's load on a server; a hot user is a new one each time.
@@ -247,17 +236,21 @@ impl Bench {
         self.results.faults.push(Fault { row, what });
         Ok(())
     }
+}
 
-    /// Removes PostgreSQL's data and all files but the results.
-    ///
-    /// # Errors
-    ///
-    /// What the operating system said.
-    pub async fn clean_up(self) -> Outcome<(Settings, Results)> {
-        self.databases.remove().await?;
-        std::fs::remove_dir_all(&self.scratch)?;
-        Ok((self.settings, self.results))
+/// Removes the operations logs in a directory.
+///
+/// # Errors
+///
+/// What the operating system said.
+pub fn remove_operations_logs(scratch: &Path) -> Outcome<()> {
+    for entry in std::fs::read_dir(scratch)? {
+        let path = entry?.path();
+        if path.to_string_lossy().ends_with(".operations.log") {
+            std::fs::remove_file(path)?;
+        }
     }
+    Ok(())
 }
 
 /// Prints a line of progress.

@@ -143,7 +143,7 @@ impl Databases {
     /// # Errors
     ///
     /// If it does not stop, or its files cannot be removed.
-    pub async fn remove(mut self) -> Outcome<()> {
+    pub async fn remove(&mut self) -> Outcome<()> {
         self.postgres.stop(StopMode::Immediate).await?;
         Ok(std::fs::remove_dir_all(self.postgres.data_dir())?)
     }

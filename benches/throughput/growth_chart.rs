@@ -24,8 +24,12 @@ pub fn points(results: &Results, settings: &Settings, kind: Kind) -> Vec<(f64, f
     settings.sizes.lengths.iter().filter_map(point).collect()
 }
 
-/// How many milliseconds a million operations add, from the shortest history to the longest.
-pub fn slope(points: &[(f64, f64)]) -> Option<f64> {
+/// How many milliseconds a million operations add, from the shortest history to the longest; of the others, which are
+/// flat, it would tell the noise.
+pub fn slope(kind: Kind, points: &[(f64, f64)]) -> Option<f64> {
+    if kind != Kind::Backdated {
+        return None;
+    }
     let ((first, from), (last, to)) = (*points.first()?, *points.last()?);
     (last > first).then(|| (to - from) / (last - first) * 1e6)
 }
@@ -123,8 +127,10 @@ fn labels(svg: &mut Svg, mut ends: Vec<End<'_>>) {
         svg.line((RIGHT + 6.0, end.y), (RIGHT + 24.0, y), end.colour, 1.5);
         svg.text(RIGHT + 30.0, y + 2.0, "start", 13, end.kind.name());
         let last = end.points.last().map_or(0.0, |(_, value)| *value);
-        let slope = slope(end.points).unwrap_or_default();
-        let figures = format!("{}; {slope:+.2} ms per million", milliseconds(last));
+        let figures = match slope(end.kind, end.points) {
+            Some(slope) => format!("{}; {slope:+.1} ms per million", milliseconds(last)),
+            None => milliseconds(last),
+        };
         svg.text(RIGHT + 30.0, y + 17.0, "start", 12, &figures);
     }
 }

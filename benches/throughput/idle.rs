@@ -27,7 +27,7 @@ pub fn steps(settings: &Settings) -> usize {
 /// # Errors
 ///
 /// If a server or the load generator fails.
-pub async fn measure(bench: &mut Bench) -> Outcome<()> {
+pub async fn measure(bench: &mut Bench<'_>) -> Outcome<()> {
     bench.databases.checkpoint().await?;
     let service = bench.start_service(&[]).await?;
     let plain = bench.start_comparison(Contender::Plain).await?;

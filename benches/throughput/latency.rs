@@ -89,7 +89,7 @@ fn parts(settings: &Settings, row: RowName) -> Vec<(Kind, u32)> {
 /// # Errors
 ///
 /// If the service fails.
-pub async fn measure(bench: &mut Bench, row: RowName) -> Outcome<()> {
+pub async fn measure(bench: &mut Bench<'_>, row: RowName) -> Outcome<()> {
     bench.databases.checkpoint().await?;
     let service = bench.start_service(&[]).await?;
     let before = verify_stored(&bench.service_database, Users::Long).await?;
@@ -115,7 +115,7 @@ pub async fn measure(bench: &mut Bench, row: RowName) -> Outcome<()> {
     bench.check_stored(row, &database, Users::Long, before + changes).await
 }
 
-async fn requests(bench: &Bench, client: &mut Client, kind: Kind, length: u32, round: u32) -> Outcome<Figures> {
+async fn requests(bench: &Bench<'_>, client: &mut Client, kind: Kind, length: u32, round: u32) -> Outcome<Figures> {
     let user = Users::long(length);
     let (begin, end) = bench.loaded.long_history(length);
     let history = end.duration_since(begin)?;

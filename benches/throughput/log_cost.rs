@@ -28,7 +28,7 @@ pub fn steps(settings: &Settings) -> usize {
 /// # Errors
 ///
 /// If the service or the load generator fails.
-pub async fn measure(bench: &mut Bench) -> Outcome<()> {
+pub async fn measure(bench: &mut Bench<'_>) -> Outcome<()> {
     bench.databases.checkpoint().await?;
     let never = bench.operations_log("never");
     let [as_it_is, never, thrown_away] = [

@@ -42,17 +42,20 @@ mod work;
 mod wrk;
 
 use std::error::Error;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::arguments::{Arguments, RowName, Settings};
-use crate::bench::{Bench, say};
+use crate::bench::{Bench, remove_operations_logs, say};
+use crate::database::Databases;
 use crate::machine::Environment;
 use crate::results::Fault;
 use crate::work::{LOAD_ROWS, LoadRow};
+use crate::wrk::Wrk;
 
 /// A result whose error is told to the user in one line.
 pub type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
@@ -70,7 +73,7 @@ fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) if error.kind() == ErrorKind::DisplayHelp => error.exit(),
-        Err(error) => return fail(error.to_string().lines().next().unwrap_or_default()),
+        Err(error) => return fail(&one_line(&error)),
     };
     let outcome = match arguments.server {
         Some(server) => server.run().map(|()| ExitCode::SUCCESS),
@@ -79,32 +82,78 @@ fn main() -> ExitCode {
     outcome.unwrap_or_else(|error| fail(&error.to_string()))
 }
 
+/// What is wrong with the flags, without the usage that follows it.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let lines = text.lines().map(str::trim).take_while(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join(" ")
+}
+
 fn fail(reason: &str) -> ExitCode {
     eprintln!("throughput: {}", reason.trim_start_matches("error: "));
     ExitCode::FAILURE
 }
 
+/// Runs the benchmark in a runtime of one thread: children are tied to the thread that starts them.
 fn measure(arguments: Arguments) -> Outcome<ExitCode> {
     let settings = arguments.settings()?;
-    // One thread: children are tied to the thread that starts them.
+    let files = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let (scratch, data) = (files.join("throughput"), files.join("throughput-postgres"));
+    std::fs::create_dir_all(&scratch)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        // What is not finished is dropped, and with it all children.
-        tokio::select! {
-            outcome = run(settings) => outcome,
-            _ = terminate.recv() => Ok(ExitCode::from(INTERRUPTED)),
-            _ = interrupt.recv() => Ok(ExitCode::from(INTERRUPTED)),
+        let mut interrupted = Interrupted::listen()?;
+        // Before anything is started: a missing program is told at once.
+        Wrk::find(&scratch)?;
+        say("starting PostgreSQL");
+        let mut databases = tokio::select! {
+            databases = Databases::start(&data) => databases?,
+            code = interrupted.wait() => return Ok(code),
+        };
+        // What is not finished is dropped, and with it all children but PostgreSQL.
+        let outcome = tokio::select! {
+            outcome = run(settings, &databases, &scratch) => outcome,
+            code = interrupted.wait() => Ok(code),
+        };
+        databases.remove().await?;
+        // What the servers said is kept where it may tell what went wrong.
+        match outcome {
+            Ok(code) if code != ExitCode::FAILURE => std::fs::remove_dir_all(&scratch)?,
+            _ => remove_operations_logs(&scratch)?,
         }
+        outcome
     })
 }
 
-/// Measures all rows that are asked for, tells what was found, and leaves nothing but that behind.
-async fn run(settings: Settings) -> Outcome<ExitCode> {
+/// Ctrl-C, SIGTERM or the end of the terminal, from the moment this is made.
+struct Interrupted([Signal; 3]);
+
+impl Interrupted {
+    fn listen() -> Outcome<Self> {
+        Ok(Self([
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::hangup())?,
+        ]))
+    }
+
+    async fn wait(&mut self) -> ExitCode {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+        say("\nstopping");
+        ExitCode::from(INTERRUPTED)
+    }
+}
+
+/// Measures all rows that are asked for, and tells what was found.
+async fn run(settings: Settings, databases: &Databases, scratch: &Path) -> Outcome<ExitCode> {
     let all = settings.rows.iter().map(|row| steps(&settings, *row)).sum();
-    let mut bench = Bench::prepare(settings, all).await?;
-    let environment = Environment::look(&bench.databases).await?;
+    let mut bench = Bench::prepare(settings, databases, scratch, all).await?;
+    let environment = Environment::look(databases).await?;
     for row in bench.settings.rows.clone() {
         if let Err(error) = measure_row(&mut bench, row).await {
             // The other rows are worth having all the same.
@@ -113,7 +162,7 @@ async fn run(settings: Settings) -> Outcome<ExitCode> {
             bench.results.faults.push(Fault { row, what });
         }
     }
-    let (settings, results) = bench.clean_up().await?;
+    let Bench { settings, results, .. } = bench;
     let text = report::write(&settings, &environment, &results)?;
     say(&format!(
         "\n{text}\nTable, figures and charts are in {}.",
@@ -137,7 +186,7 @@ fn steps(settings: &Settings, row: RowName) -> usize {
     }
 }
 
-async fn measure_row(bench: &mut Bench, row: RowName) -> Outcome<()> {
+async fn measure_row(bench: &mut Bench<'_>, row: RowName) -> Outcome<()> {
     match (row, load_row(row)) {
         (_, Some(row)) => rows::measure(bench, row).await,
         (RowName::OneClient, _) => idle::measure(bench).await,

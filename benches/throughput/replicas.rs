@@ -28,7 +28,7 @@ pub fn steps(settings: &Settings) -> usize {
 /// # Errors
 ///
 /// If a replica or the load generator fails.
-pub async fn measure(bench: &mut Bench) -> Outcome<()> {
+pub async fn measure(bench: &mut Bench<'_>) -> Outcome<()> {
     bench.databases.checkpoint().await?;
     let first = bench.start_service(&[]).await?;
     let log = bench.operations_log("replica-2");
@@ -61,7 +61,7 @@ pub async fn measure(bench: &mut Bench) -> Outcome<()> {
 }
 
 /// The same load in both parts: two generators with half of the connections each.
-async fn load(bench: &mut Bench, one: SocketAddr, other: SocketAddr, seconds: u32) -> Outcome<Figures> {
+async fn load(bench: &mut Bench<'_>, one: SocketAddr, other: SocketAddr, seconds: u32) -> Outcome<Figures> {
     let user = bench.next_hot_user();
     let half = (bench.settings.most_connections() / 2).max(1);
     let load = |seed| Work::Hot.load(&bench.settings.sizes, &bench.loaded, user.clone(), seed);

@@ -234,7 +234,7 @@ fn growth(text: &mut String, settings: &Settings, results: &Results) -> std::fmt
     writeln!(text, "|---|{}---|", "---|".repeat(lengths.len()))?;
     for (kind, points) in &points {
         let cells: Vec<String> = points.iter().map(|(_, p50)| milliseconds(*p50)).collect();
-        let slope = growth_chart::slope(points).map(|slope| format!("{slope:+.2} ms per million"));
+        let slope = growth_chart::slope(*kind, points).map(|slope| format!("{slope:+.1} ms per million"));
         writeln!(
             text,
             "| {} | {} | {} |",

@@ -8,7 +8,7 @@ use crate::data::verify_stored;
 use crate::pgbench::PgbenchWork;
 use crate::process::Server;
 use crate::results::{Contender, Subject};
-use crate::work::LoadRow;
+use crate::work::{LoadRow, Work};
 
 /// How long a server is used before it is measured.
 const WARM_UP_SECONDS: u32 = 1;
@@ -27,7 +27,7 @@ struct Servers {
 }
 
 impl Servers {
-    async fn start(bench: &Bench, row: &LoadRow) -> Outcome<Self> {
+    async fn start(bench: &Bench<'_>, row: &LoadRow) -> Outcome<Self> {
         Ok(Self {
             service: bench.start_service(&[]).await?,
             ceiling: bench.start_comparison(Contender::Ceiling).await?,
@@ -71,7 +71,7 @@ pub fn steps(settings: &Settings, row: &LoadRow) -> usize {
 /// # Errors
 ///
 /// If a server or a load generator fails. Failed requests and wrong balances are kept with the results.
-pub async fn measure(bench: &mut Bench, row: &LoadRow) -> Outcome<()> {
+pub async fn measure(bench: &mut Bench<'_>, row: &LoadRow) -> Outcome<()> {
     bench.databases.checkpoint().await?;
     let servers = Servers::start(bench, row).await?;
     let stored_before = stored(bench, row).await?;
@@ -107,7 +107,7 @@ pub async fn measure(bench: &mut Bench, row: &LoadRow) -> Outcome<()> {
 
 /// One measurement.
 async fn turn(
-    bench: &mut Bench,
+    bench: &mut Bench<'_>,
     row: &LoadRow,
     servers: &Servers,
     subject: Subject,
@@ -115,7 +115,7 @@ async fn turn(
     clients: u32,
 ) -> Outcome<()> {
     bench.begin(&row.work.short(), &subject);
-    let seconds = bench.settings.seconds;
+    let seconds = bench.settings.seconds_with(subject.connections);
     let figures = match (servers.of(subject.contender), row.pgbench) {
         (Some(server), _) => {
             bench
@@ -133,7 +133,7 @@ async fn turn(
 }
 
 /// Lets connections be opened and statements be prepared.
-async fn warm_up(bench: &mut Bench, row: &LoadRow, servers: &Servers) -> Outcome<()> {
+async fn warm_up(bench: &mut Bench<'_>, row: &LoadRow, servers: &Servers) -> Outcome<()> {
     let connections = bench.settings.most_connections();
     let all = [Some(&servers.service), Some(&servers.ceiling), servers.plain.as_ref()];
     // A quick run has no time for servers that are only compared with.
@@ -147,7 +147,7 @@ async fn warm_up(bench: &mut Bench, row: &LoadRow, servers: &Servers) -> Outcome
 }
 
 /// The number of clients with which pgbench does most.
-async fn best_clients(bench: &Bench, work: PgbenchWork) -> Outcome<u32> {
+async fn best_clients(bench: &Bench<'_>, work: PgbenchWork) -> Outcome<u32> {
     let (numbers, seconds) = match bench.settings.quick {
         true => (&PGBENCH_CLIENTS_QUICK[..], PGBENCH_TRIAL_SECONDS_QUICK),
         false => (&PGBENCH_CLIENTS[..], PGBENCH_TRIAL_SECONDS),
@@ -165,7 +165,7 @@ async fn best_clients(bench: &Bench, work: PgbenchWork) -> Outcome<u32> {
 }
 
 /// How many operations the row's users have, of the service and of the plain server.
-async fn stored(bench: &Bench, row: &LoadRow) -> Outcome<(u64, u64)> {
+async fn stored(bench: &Bench<'_>, row: &LoadRow) -> Outcome<(u64, u64)> {
     if !row.work.changes() {
         return Ok((0, 0));
     }
@@ -175,15 +175,14 @@ async fn stored(bench: &Bench, row: &LoadRow) -> Outcome<(u64, u64)> {
 }
 
 /// Makes sure that whatever was answered is stored, and stored right.
-async fn check(bench: &mut Bench, row: &LoadRow, (service_before, plain_before): (u64, u64)) -> Outcome<()> {
-    // Of a mix it is not known which answers were changes.
-    let all_changes = !matches!(row.work, crate::work::Work::Mixed(_));
+async fn check(bench: &mut Bench<'_>, row: &LoadRow, (service_before, plain_before): (u64, u64)) -> Outcome<()> {
     if !row.work.changes() {
         return Ok(());
     }
-    let answered = |contender| match all_changes {
-        true => bench.results.answered(row.name, contender),
-        false => 0,
+    let answered = |contender| match row.work {
+        // It is not known which answers were changes.
+        Work::Mixed(_) => 0,
+        _ => bench.results.answered(row.name, contender),
     };
     let service = service_before + answered(Contender::Service);
     let plain = plain_before + answered(Contender::Plain);

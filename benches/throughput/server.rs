@@ -24,11 +24,13 @@ const DRAIN: Duration = Duration::from_secs(1);
 #[derive(Subcommand)]
 pub enum ServerCommand {
     /// The same HTTP stack without a store
+    #[command(hide = true)]
     Ceiling {
         #[command(flatten)]
         service: ServiceArguments,
     },
     /// A read and one conditional statement per request
+    #[command(hide = true)]
     Plain {
         #[command(flatten)]
         database: DatabaseArguments,

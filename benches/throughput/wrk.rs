@@ -1,4 +1,8 @@
 //! Runs wrk, the load generator, and reads what it found.
+//!
+//! When a server pauses, wrk counts the pause for all requests that it would have held up, not only for the one that was
+//! under way: its percentiles are higher than those of the requests that were sent. A request whose connection the server
+//! closes is given up and counted nowhere.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
