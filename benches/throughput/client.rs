@@ -35,7 +35,9 @@ impl Client {
     ///
     /// If nobody listens.
     pub async fn connect(address: SocketAddr) -> Outcome<Self> {
-        let stream = TcpStream::connect(address).await?;
+        let stream = TcpStream::connect(address)
+            .await
+            .map_err(|error| format!("{address} cannot be reached: {error}"))?;
         stream.set_nodelay(true)?;
         Ok(Self { stream })
     }

@@ -115,16 +115,7 @@ fn load(results: &Results, settings: &Settings, row: &LoadRow) -> Finding {
     let outcomes: Vec<(String, bool)> = row
         .targets
         .iter()
-        .filter_map(|target| match *target {
-            Target::Times(wanted, contender) => {
-                let ratio = results.ratio(&service, &subject(contender), |figures| Some(figures.per_second))?;
-                Some((target.measured(ratio), ratio >= wanted))
-            }
-            Target::P99Below(limit) => {
-                let p99 = results.median(&service, |figures| figures.p99)?;
-                Some((format!("p99 {}", milliseconds(p99)), p99 < limit))
-            }
-        })
+        .filter_map(|target| target.outcome(results, &service))
         .collect();
     if outcomes.len() < row.targets.len() {
         return finding.unless_failed(results, row.name);
@@ -157,10 +148,25 @@ impl Target {
         }
     }
 
-    fn measured(&self, ratio: f64) -> String {
+    /// What was measured, and whether it is enough; `None` if it was not.
+    fn outcome(&self, results: &Results, service: &Subject) -> Option<(String, bool)> {
         match *self {
-            Target::Times(_, Contender::Ceiling) | Target::P99Below(_) => format!("{ratio:.2}"),
-            Target::Times(_, contender) => format!("{ratio:.1} × {}", contender.name()),
+            Target::Times(wanted, contender) => {
+                let other = Subject {
+                    contender,
+                    ..service.clone()
+                };
+                let ratio = results.ratio(service, &other, |figures| Some(figures.per_second))?;
+                let text = match contender {
+                    Contender::Ceiling => format!("{ratio:.2}"),
+                    _ => format!("{ratio:.1} × {}", contender.name()),
+                };
+                Some((text, ratio >= wanted))
+            }
+            Target::P99Below(limit) => {
+                let p99 = results.median(service, |figures| figures.p99)?;
+                Some((format!("p99 {}", milliseconds(p99)), p99 < limit))
+            }
         }
     }
 }

@@ -25,6 +25,8 @@ pub struct Environment {
     pub memory: String,
     /// Operating system and version.
     pub kernel: String,
+    /// What ran before the run began: how many processes, over a minute.
+    pub load: String,
     /// PostgreSQL's version.
     pub postgres: String,
     /// Its settings.
@@ -37,7 +39,7 @@ impl Environment {
     /// # Errors
     ///
     /// If PostgreSQL does not answer. What else is not known is called so.
-    pub async fn look(databases: &Databases) -> Outcome<Self> {
+    pub async fn look(databases: &Databases, load: Option<String>) -> Outcome<Self> {
         let (postgres, settings) = databases.description().await?;
         let date = Timestamp::from(SystemTime::now()).to_rfc3339_microseconds();
         let unknown = || "unknown".to_owned();
@@ -49,10 +51,17 @@ impl Environment {
             cores: std::thread::available_parallelism()?.get(),
             memory: memory().unwrap_or_else(unknown),
             kernel: kernel().unwrap_or_else(unknown),
+            load: load.unwrap_or_else(unknown),
             postgres,
             settings,
         })
     }
+}
+
+/// How many processes have wanted to run in the last minute.
+pub fn load() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/loadavg").ok()?;
+    text.split(' ').next().map(str::to_owned)
 }
 
 async fn commit() -> Option<String> {

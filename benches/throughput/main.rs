@@ -151,9 +151,10 @@ impl Interrupted {
 
 /// Measures all rows that are asked for, and tells what was found.
 async fn run(settings: Settings, databases: &Databases, scratch: &Path) -> Outcome<ExitCode> {
+    let load = machine::load();
     let all = settings.rows.iter().map(|row| steps(&settings, *row)).sum();
     let mut bench = Bench::prepare(settings, databases, scratch, all).await?;
-    let environment = Environment::look(databases).await?;
+    let environment = Environment::look(databases, load).await?;
     for row in bench.settings.rows.clone() {
         if let Err(error) = measure_row(&mut bench, row).await {
             // The other rows are worth having all the same.

@@ -48,7 +48,7 @@ pub fn write(settings: &Settings, environment: &Environment, results: &Results) 
         findings: &findings,
         results,
     };
-    let text = markdown(settings, environment, results, &findings);
+    let text = markdown(settings, environment, results, &findings)?;
     let directory: &Path = &settings.output;
     std::fs::create_dir_all(directory)?;
     std::fs::write(directory.join("throughput.md"), &text)?;
@@ -71,17 +71,21 @@ pub fn write(settings: &Settings, environment: &Environment, results: &Results) 
     Ok(text)
 }
 
-fn markdown(settings: &Settings, environment: &Environment, results: &Results, findings: &[Finding]) -> String {
+fn markdown(
+    settings: &Settings,
+    environment: &Environment,
+    results: &Results,
+    findings: &[Finding],
+) -> Result<String, std::fmt::Error> {
     let mut text = String::new();
-    // Writing into a String never fails.
-    let _ = header(&mut text, settings, environment);
-    let _ = targets(&mut text, findings);
-    let _ = faults(&mut text, results);
-    let _ = by_connections(&mut text, settings, results);
-    let _ = log_costs(&mut text, settings, results);
-    let _ = growth(&mut text, settings, results);
-    let _ = memory(&mut text, results);
-    text
+    header(&mut text, settings, environment)?;
+    targets(&mut text, findings)?;
+    faults(&mut text, results)?;
+    by_connections(&mut text, settings, results)?;
+    log_costs(&mut text, settings, results)?;
+    growth(&mut text, settings, results)?;
+    memory(&mut text, results)?;
+    Ok(text)
 }
 
 fn header(text: &mut String, settings: &Settings, environment: &Environment) -> std::fmt::Result {
@@ -92,19 +96,16 @@ fn header(text: &mut String, settings: &Settings, environment: &Environment) -> 
         cores,
         memory,
         kernel,
+        load,
         postgres,
         ..
     } = environment;
     writeln!(
         text,
-        "{date}, commit {commit}. {cpu}, {cores} cores, {memory}, {kernel}. PostgreSQL {postgres}:"
+        "{date}, commit {commit}. {cpu}, {cores} cores, {memory}, {kernel}, load {load} before the run. \
+         PostgreSQL {postgres}:"
     )?;
-    let told: Vec<String> = environment
-        .settings
-        .iter()
-        .map(|(name, value)| format!("`{name}={value}`"))
-        .collect();
-    writeln!(text, "{}.", told.join(", "))?;
+    writeln!(text, "{}.", assignments(&environment.settings))?;
     let rounds = settings.rounds;
     writeln!(
         text,
@@ -121,20 +122,20 @@ fn header(text: &mut String, settings: &Settings, environment: &Environment) -> 
         )?;
     }
     if !settings.variables.is_empty() {
-        let set: Vec<String> = settings
-            .variables
-            .iter()
-            .map(|(name, value)| format!("`{name}={value}`"))
-            .collect();
-        writeln!(text, "The service ran with {}.", set.join(", "))?;
+        writeln!(text, "The service ran with {}.", assignments(&settings.variables))?;
     }
     writeln!(text)
+}
+
+fn assignments(pairs: &[(String, String)]) -> String {
+    let each = pairs.iter().map(|(name, value)| format!("`{name}={value}`"));
+    each.collect::<Vec<_>>().join(", ")
 }
 
 fn targets(text: &mut String, findings: &[Finding]) -> std::fmt::Result {
     writeln!(
         text,
-        "| work | to reach | measured | | absolute |\n|---|---|---|---|---|"
+        "| work | to reach | measured | verdict | absolute |\n|---|---|---|---|---|"
     )?;
     for finding in findings {
         let Finding {
