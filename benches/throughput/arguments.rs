@@ -187,10 +187,7 @@ impl Sizes {
             users: 100_000,
             past_users: if quick { 1_000 } else { 10_000 },
             past_operations: 400,
-            lengths: match quick {
-                true => vec![1_000, 10_000, 100_000],
-                false => vec![1_000, 10_000, 100_000, 1_000_000],
-            },
+            lengths: vec![1_000, 10_000, 100_000, 1_000_000],
         }
     }
 

@@ -21,7 +21,7 @@ const LONG_STEP: Duration = Duration::from_millis(864);
 /// One operation each, a day ago or less.
 const ONCE_STEP: Duration = Duration::from_secs(24 * 3_600);
 
-/// How many checkpoints, and how many moments of a user, are compared with a sum over the history.
+/// How many checkpoints, and how many moments of a user, are compared with the history.
 const SAMPLES: i64 = 200;
 const MOMENTS: i64 = 8;
 
@@ -160,7 +160,7 @@ pub async fn verify_reads(service: &mut HttpClient, database: &Database, sizes: 
 }
 
 /// How many operations some users have, once it is sure that their balances, versions and latest moments agree with the
-/// history, and a sample of their checkpoints with sums over it.
+/// history, and a sample of their checkpoints too.
 ///
 /// # Errors
 ///
@@ -187,13 +187,27 @@ pub async fn verify_stored(database: &Database, users: Users) -> Outcome<u64> {
     Ok(u64::try_from(operations)?)
 }
 
+/// How many of a sample of checkpoints differ from what the checkpoint before and the operations between come to.
 async fn wrong_checkpoints(client: &Client, users: Users) -> Outcome<i64> {
     let compared = "
-        SELECT count(*) FILTER (WHERE k.balance <> (
-            SELECT sum(h.balance_change) FROM changes_history h
-            WHERE h.user_id = k.user_id AND h.\"timestamp\" <= k.\"timestamp\"))
+        SELECT count(*) FILTER (WHERE (k.balance, k.lowest, k.highest)
+            IS DISTINCT FROM (segment.balance, segment.lowest, segment.highest))
         FROM (
-            SELECT * FROM balance_checkpoints WHERE user_id >= $1 AND user_id < $2 ORDER BY random() LIMIT $3) k";
+            SELECT * FROM balance_checkpoints WHERE user_id >= $1 AND user_id < $2 ORDER BY random() LIMIT $3) k
+        LEFT JOIN LATERAL (
+            SELECT c.\"timestamp\", c.balance FROM balance_checkpoints c
+            WHERE c.user_id = k.user_id AND c.\"timestamp\" < k.\"timestamp\"
+            ORDER BY c.\"timestamp\" DESC LIMIT 1) previous ON true
+        CROSS JOIN LATERAL (
+            SELECT (array_agg(m.balance ORDER BY m.\"timestamp\" DESC))[1] AS balance,
+                min(m.balance) AS lowest, max(m.balance) AS highest
+            FROM (
+                SELECT h.\"timestamp\", coalesce(previous.balance, 0)
+                    + sum(sum(h.balance_change)) OVER (ORDER BY h.\"timestamp\") AS balance
+                FROM changes_history h
+                WHERE h.user_id = k.user_id AND h.\"timestamp\" <= k.\"timestamp\"
+                    AND h.\"timestamp\" > coalesce(previous.\"timestamp\", '-infinity')
+                GROUP BY h.\"timestamp\") m) segment";
     let row = client
         .query_one(compared, &[&users.prefix(), &users.beyond(), &SAMPLES])
         .await?;

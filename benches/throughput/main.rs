@@ -60,12 +60,17 @@ use crate::wrk::Wrk;
 /// A result whose error is told to the user in one line.
 pub type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
+/// What a child process is started with.
+const SERVERS: [&str; 2] = ["ceiling", "plain"];
+
 /// As a shell tells of a process that Ctrl-C ended.
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
     let under_cargo_bench = std::env::args().any(|argument| argument == "--bench");
-    let is_server = std::env::args().nth(1).is_some_and(|first| !first.starts_with('-'));
+    let is_server = std::env::args()
+        .nth(1)
+        .is_some_and(|first| SERVERS.contains(&first.as_str()));
     if !under_cargo_bench && !is_server {
         say("throughput runs under cargo bench only: cargo bench --bench throughput");
         return ExitCode::SUCCESS;
