@@ -34,51 +34,73 @@ pub fn slope(kind: Kind, points: &[(f64, f64)]) -> Option<f64> {
     (last > first).then(|| (to - from) / (last - first) * 1e6)
 }
 
-/// Latency against length of history, both on logarithmic scales.
+/// Where lengths and latencies lie, both on logarithmic scales.
+struct Plot {
+    /// Powers of ten.
+    lengths: (f64, f64),
+    /// Whole powers of ten.
+    values: (f64, f64),
+}
+
+impl Plot {
+    /// Large enough for all points; `None` if there is nothing to draw.
+    fn around(series: &[(Kind, Vec<(f64, f64)>)], lengths: &[u32]) -> Option<Self> {
+        let values = || series.iter().flat_map(|(_, points)| points).map(|(_, value)| *value);
+        let lowest = values().fold(f64::INFINITY, f64::min).log10().floor();
+        let highest = values().fold(f64::NEG_INFINITY, f64::max).log10().ceil();
+        let power = |length: &u32| f64::from(*length).log10();
+        let (first, last) = (power(lengths.first()?), power(lengths.last()?));
+        (highest > lowest && last > first).then_some(Self {
+            lengths: (first, last),
+            values: (lowest, highest),
+        })
+    }
+
+    fn x(&self, length: f64) -> f64 {
+        let (first, last) = self.lengths;
+        LEFT + (length.log10() - first) / (last - first) * (RIGHT - LEFT)
+    }
+
+    fn y(&self, value: f64) -> f64 {
+        let (lowest, highest) = self.values;
+        BOTTOM - (value.log10() - lowest) / (highest - lowest) * (BOTTOM - TOP)
+    }
+
+    fn grid(&self, svg: &mut Svg, lengths: &[u32]) {
+        let mut power = self.values.0;
+        while power <= self.values.1 {
+            let value = 10_f64.powf(power);
+            svg.line((LEFT, self.y(value)), (RIGHT, self.y(value)), FAINT, 1.0);
+            svg.text(LEFT - 10.0, self.y(value) + 4.0, "end", 12, &decade_label(value));
+            power += 1.0;
+        }
+        for length in lengths.iter().map(|length| f64::from(*length)) {
+            svg.line((self.x(length), TOP), (self.x(length), BOTTOM), FAINT, 1.0);
+            svg.text(self.x(length), BOTTOM + 20.0, "middle", 12, &thousands(length));
+        }
+        let middle = f64::midpoint(LEFT, RIGHT);
+        svg.text(middle, BOTTOM + 42.0, "middle", 13, "operations of the user");
+    }
+}
+
+/// Latency against length of history.
 pub fn chart(results: &Results, settings: &Settings) -> Option<String> {
     let series: Vec<_> = GROWTH
         .into_iter()
         .map(|kind| (kind, points(results, settings, kind)))
         .filter(|(_, points)| points.len() > 1)
         .collect();
-    let values = || series.iter().flat_map(|(_, points)| points).map(|(_, value)| *value);
-    let lowest = values().fold(f64::INFINITY, f64::min).log10().floor();
-    let highest = values().fold(f64::NEG_INFINITY, f64::max).log10().ceil();
     let lengths = &settings.sizes.lengths;
-    let (first, last) = (
-        f64::from(*lengths.first()?).log10(),
-        f64::from(*lengths.last()?).log10(),
-    );
-    if !(highest > lowest && last > first) {
-        return None;
-    }
-    let x = |length: f64| LEFT + (length.log10() - first) / (last - first) * (RIGHT - LEFT);
-    let y = |value: f64| BOTTOM - (value.log10() - lowest) / (highest - lowest) * (BOTTOM - TOP);
-    let mut svg = Svg::new(
-        BOTTOM + 56.0,
-        "Latency of one request (p50) by operations of the user before it",
-    );
-    let mut decade = lowest;
-    while decade <= highest {
-        let value = 10_f64.powf(decade);
-        svg.line((LEFT, y(value)), (RIGHT, y(value)), FAINT, 1.0);
-        svg.text(LEFT - 10.0, y(value) + 4.0, "end", 12, &decade_label(value));
-        decade += 1.0;
-    }
-    for length in lengths.iter().map(|length| f64::from(*length)) {
-        svg.line((x(length), TOP), (x(length), BOTTOM), FAINT, 1.0);
-        svg.text(x(length), BOTTOM + 20.0, "middle", 12, &thousands(length));
-    }
-    svg.text(
-        f64::midpoint(LEFT, RIGHT),
-        BOTTOM + 42.0,
-        "middle",
-        13,
-        "operations of the user",
-    );
+    let plot = Plot::around(&series, lengths)?;
+    let title = "Latency of one request (p50) by operations of the user before it";
+    let mut svg = Svg::new(BOTTOM + 56.0, title);
+    plot.grid(&mut svg, lengths);
     let mut ends = Vec::new();
     for ((kind, points), colour) in series.iter().zip(COLOURS) {
-        let places: Vec<_> = points.iter().map(|(length, value)| (x(*length), y(*value))).collect();
+        let places: Vec<_> = points
+            .iter()
+            .map(|(length, value)| (plot.x(*length), plot.y(*value)))
+            .collect();
         for pair in places.windows(2) {
             svg.line(pair[0], pair[1], colour, 2.5);
         }
