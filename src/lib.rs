@@ -32,3 +32,7 @@ pub mod replica;
 pub mod retry;
 pub mod service;
 pub mod store;
+
+/// Most memory of an operation is taken by one thread and given back by another, at which mimalloc is better than glibc.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

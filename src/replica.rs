@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
 use crate::approver::Approver;
-use crate::config::{ApproverConfig, DatabaseConfig, HttpConfig, OperationsLogConfig, ServiceConfig};
+use crate::config::{ApproverConfig, DatabaseConfig, HttpConfig, LedgerConfig, OperationsLogConfig, ServiceConfig};
 use crate::domain::SegmentLength;
 use crate::http::{Listening, Stopping, serve};
 use crate::metrics::Metrics;
@@ -31,6 +31,8 @@ pub struct ReplicaConfig {
     pub operations_log: OperationsLogConfig,
     /// The bounds of an operation.
     pub service: ServiceConfig,
+    /// How operations are collected into statements.
+    pub ledger: LedgerConfig,
     /// Where to listen, and how long to take over stopping.
     pub http: HttpConfig,
 }
@@ -98,7 +100,14 @@ pub async fn run(
 
     let metrics = Arc::new(Metrics::new());
     let operation_timeout = config.service.operation_timeout;
-    let service = Arc::new(Service::new(store, approver, log, Arc::clone(&metrics), config.service));
+    let service = Arc::new(Service::new(
+        store,
+        approver,
+        log,
+        Arc::clone(&metrics),
+        config.service,
+        config.ledger,
+    ));
     let stopping = Stopping::default();
     started(listening.address());
     let not_ready_first = {

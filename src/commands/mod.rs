@@ -133,6 +133,7 @@ impl ServeArguments {
             approver: self.approver.approver()?,
             operations_log: self.service.operations_log()?,
             http: self.service.http()?,
+            ledger: self.service.ledger()?,
             service,
         })
     }

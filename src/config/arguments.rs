@@ -10,8 +10,8 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{
-    ApproverConfig, ApproverUrl, ConfigError, DatabaseConfig, DatabaseUrl, HttpConfig, OperationsLogConfig,
-    ServiceConfig, StandInOptions, SyncPolicy,
+    ApproverConfig, ApproverUrl, ConfigError, DatabaseConfig, DatabaseUrl, HttpConfig, LedgerConfig,
+    OperationsLogConfig, ServiceConfig, StandInOptions, SyncPolicy,
 };
 
 const ADDRESS_ALLOWED: &str = "an IP address and a port, such as 127.0.0.1:8080, 0.0.0.0:8080 or [::1]:8080";
@@ -129,6 +129,19 @@ pub struct ServiceArguments {
     #[arg(long, env = "OPERATIONS_IN_FLIGHT", value_name = "COUNT", default_value = "4096")]
     pub operations_in_flight: String,
 
+    /// Most users whose changes one statement commits, 1 to 1024; with 1 every statement touches a single user, as
+    /// databases that are distributed by user want it
+    #[arg(long, env = "COMMIT_BATCH_USERS", value_name = "COUNT", default_value = "256")]
+    pub commit_batch_users: String,
+
+    /// Batches of changes under way at once, 1 to 64
+    #[arg(long, env = "COMMIT_LANES", value_name = "COUNT", default_value = "2")]
+    pub commit_lanes: String,
+
+    /// Statements under way at once that read balances, 1 to 64
+    #[arg(long, env = "READ_STATEMENTS", value_name = "COUNT", default_value = "1")]
+    pub read_statements: String,
+
     /// Most connections of clients open at once; more wait to be accepted
     #[arg(long, env = "CONNECTIONS", value_name = "COUNT", default_value = "10000")]
     pub connections: String,
@@ -160,14 +173,36 @@ impl ServiceArguments {
                 "a whole number from 0 to 9223372036854775807",
             )?,
             operation_timeout: milliseconds("OPERATION_TIMEOUT_MS", &self.operation_timeout_ms)?,
-            operations_in_flight: number(
-                "OPERATIONS_IN_FLIGHT",
-                &self.operations_in_flight,
-                1..=1_000_000,
-                "a whole number from 1 to 1000000",
-            )?,
+            operations_in_flight: self.in_flight()?,
             instance: self.instance()?,
         })
+    }
+
+    /// # Errors
+    ///
+    /// [`ConfigError`] names the first value that cannot be used.
+    pub fn ledger(&self) -> Result<LedgerConfig, ConfigError> {
+        let few = |variable, text: &str| number(variable, text, 1..=64, "a whole number from 1 to 64");
+        Ok(LedgerConfig {
+            operations_in_flight: self.in_flight()?,
+            commit_batch_users: number(
+                "COMMIT_BATCH_USERS",
+                &self.commit_batch_users,
+                1..=1_024,
+                "a whole number from 1 to 1024",
+            )?,
+            commit_lanes: few("COMMIT_LANES", &self.commit_lanes)?,
+            read_statements: few("READ_STATEMENTS", &self.read_statements)?,
+        })
+    }
+
+    fn in_flight(&self) -> Result<usize, ConfigError> {
+        number(
+            "OPERATIONS_IN_FLIGHT",
+            &self.operations_in_flight,
+            1..=1_000_000,
+            "a whole number from 1 to 1000000",
+        )
     }
 
     /// # Errors

@@ -9,6 +9,7 @@
 //! | [`ApproverConfig`] | `APPROVER_URL`, `APPROVER_TIMEOUT_MS`, `APPROVER_CALLS` |
 //! | [`OperationsLogConfig`] | `OPERATIONS_LOG`, `OPERATIONS_LOG_SYNC`, `INSTANCE` |
 //! | [`ServiceConfig`] | `APPROVAL_THRESHOLD`, `OPERATION_TIMEOUT_MS`, `OPERATIONS_IN_FLIGHT`, `INSTANCE` |
+//! | [`LedgerConfig`] | `OPERATIONS_IN_FLIGHT`, `COMMIT_BATCH_USERS`, `COMMIT_LANES`, `READ_STATEMENTS` |
 //! | [`HttpConfig`] | `LISTEN`, `CONNECTIONS`, `SHUTDOWN_DELAY_MS`, `SHUTDOWN_TIMEOUT_MS` |
 
 mod arguments;
@@ -114,6 +115,20 @@ pub struct ServiceConfig {
     pub operations_in_flight: usize,
     /// From `INSTANCE`: kept in the history with every operation.
     pub instance: String,
+}
+
+/// How operations are collected into statements.
+#[derive(Clone, Copy, Debug)]
+pub struct LedgerConfig {
+    /// From `OPERATIONS_IN_FLIGHT`: no queue is longer.
+    pub operations_in_flight: usize,
+    /// From `COMMIT_BATCH_USERS`: the most users whose changes one statement commits. With 1 every statement touches a
+    /// single user.
+    pub commit_batch_users: usize,
+    /// From `COMMIT_LANES`: the batches of changes under way at once; a user's changes always go through the same lane.
+    pub commit_lanes: usize,
+    /// From `READ_STATEMENTS`: the statements under way at once that read balances.
+    pub read_statements: usize,
 }
 
 /// Where the service listens.

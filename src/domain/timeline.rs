@@ -252,11 +252,11 @@ impl Timeline {
         let own = operation.timestamp;
         let change = operation.balance_change;
         let index = self.segments.partition_point(|segment| !segment.ends_at_or_after(own));
-        let balance_after = admit(own, self.segments[index].balance_at(own), change)?;
-        let later = self.segments[index..].iter().flat_map(Segment::balances);
-        for moment in later.filter(|moment| moment.timestamp > own) {
-            admit(moment.timestamp, moment.balance, change)?;
-        }
+        let balance_after = if self.segments[index].closed {
+            self.admit_in_closed(index, own, change)?
+        } else {
+            self.admit_in_open(own, change)?
+        };
 
         let segment = &mut self.segments[index];
         segment.add(operation);
@@ -285,6 +285,30 @@ impl Timeline {
             seq: self.head.version,
             balance_after,
         })
+    }
+
+    /// Judges a change at a moment in the closed segment at `index`: forwards, from that moment on.
+    fn admit_in_closed(&self, index: usize, own: Timestamp, change: i64) -> Result<i64, Refusal> {
+        let balance_after = admit(own, self.segments[index].balance_at(own), change)?;
+        let later = self.segments[index..].iter().flat_map(Segment::balances);
+        for moment in later.filter(|moment| moment.timestamp > own) {
+            admit(moment.timestamp, moment.balance, change)?;
+        }
+        Ok(balance_after)
+    }
+
+    /// Judges a change at a moment in the open segment: backwards from the end, where most changes belong.
+    fn admit_in_open(&self, own: Timestamp, change: i64) -> Result<i64, Refusal> {
+        let open = self.segments.last().map_or(&[][..], |open| &open.moments);
+        let mut balance = self.head.balance;
+        let mut refusal = None;
+        for moment in open.iter().rev().take_while(|moment| moment.timestamp > own) {
+            // The first moment that refuses is the last one that is come to.
+            refusal = admit(moment.timestamp, balance, change).err().or(refusal);
+            balance -= moment.change;
+        }
+        let balance_after = admit(own, balance, change)?;
+        refusal.map_or(Ok(balance_after), Err)
     }
 
     /// What has to be written for the operations that were accepted.

@@ -9,6 +9,7 @@ use poem_openapi::payload::PlainText;
 use poem_openapi::{OpenApi, Tags};
 
 use super::body::ChangeRequestBody;
+use super::deferred::Deferred;
 use super::parameters::{self, Cursor};
 use super::problem::{Code, Problem, ProblemOf, Problems};
 use super::types::{
@@ -141,26 +142,27 @@ impl<S: UseCases> Api<S> {
         #[oai(name = "Idempotency-Key")]
         idempotency_key: Header<Option<IdempotencyKeyText>>,
         body: ChangeRequestBody,
-    ) -> Result<Changed, ProblemOf<Changing>> {
+    ) -> Result<Deferred<Changed>, ProblemOf<Changing>> {
         // Read from the headers as they are, since a repeated header is an error too.
         let Header(_) = idempotency_key;
         parameters::check_query(request, &[])?;
         let idempotency_key = parameters::idempotency_key(request)?;
         let fields = body.0?;
-        let change = self
-            .service()
-            .change_balance(ChangeRequest {
-                user_id: fields.user_id,
-                context: fields.context,
-                balance_change: fields.balance_change,
-                timestamp: fields.timestamp,
-                idempotency_key,
+        let request = ChangeRequest {
+            user_id: fields.user_id,
+            context: fields.context,
+            balance_change: fields.balance_change,
+            timestamp: fields.timestamp,
+            idempotency_key,
+        };
+        let service = Arc::clone(self.service());
+        Ok(Deferred::new(async move {
+            let change = service.change_balance(request).await?;
+            Ok::<_, ProblemOf<Changing>>(Changed {
+                replayed: change.replayed,
+                change: change.into(),
             })
-            .await?;
-        Ok(Changed {
-            replayed: change.replayed,
-            change: change.into(),
-        })
+        }))
     }
 
     /// Read a balance as of a moment
@@ -181,12 +183,15 @@ impl<S: UseCases> Api<S> {
         user_id: Path<UserIdText>,
         /// As of when: RFC 3339 with an offset or `Z`. Now, if left out.
         timestamp: Query<Option<DateTime>>,
-    ) -> Result<Success<Balance>, ProblemOf<Reading>> {
+    ) -> Result<Deferred<Success<Balance>>, ProblemOf<Reading>> {
         parameters::check_query(request, &["timestamp"])?;
         let user_id = parameters::user_id(user_id.0)?;
         let at = parameters::timestamp("timestamp", timestamp.0)?;
-        let balance = self.service().balance(user_id, at).await?;
-        Ok(Success(balance.into()))
+        let service = Arc::clone(self.service());
+        Ok(Deferred::new(async move {
+            let balance = service.balance(user_id, at).await?;
+            Ok::<_, ProblemOf<Reading>>(Success(balance.into()))
+        }))
     }
 
     /// Read the history of a balance
@@ -219,7 +224,7 @@ impl<S: UseCases> Api<S> {
         limit: Query<Option<LimitText>>,
         /// `nextCursor` of the page before. It holds `from`, `to` and `order`, which can then be left out.
         cursor: Query<Option<CursorText>>,
-    ) -> Result<Success<History>, ProblemOf<Reading>> {
+    ) -> Result<Deferred<Success<History>>, ProblemOf<Reading>> {
         parameters::check_query(request, &["from", "to", "order", "limit", "cursor"])?;
         let user_id = parameters::user_id(user_id.0)?;
         let from = parameters::timestamp("from", from.0)?;
@@ -253,13 +258,16 @@ impl<S: UseCases> Api<S> {
             beyond: cursor.map(|cursor| cursor.last),
             limit,
         };
-        let page = self.service().history(request).await?;
-        let last = page.entries.last().filter(|_| page.more).map(|entry| entry.place);
-        let next_cursor = last.map(|last| Cursor { order, from, to, last }.to_text());
-        Ok(Success(History {
-            user_id: UserIdText(user_id.to_string()),
-            operations: page.entries.into_iter().map(Into::into).collect(),
-            next_cursor,
+        let service = Arc::clone(self.service());
+        Ok(Deferred::new(async move {
+            let page = service.history(request).await?;
+            let last = page.entries.last().filter(|_| page.more).map(|entry| entry.place);
+            let next_cursor = last.map(|last| Cursor { order, from, to, last }.to_text());
+            Ok::<_, ProblemOf<Reading>>(Success(History {
+                user_id: UserIdText(user_id.to_string()),
+                operations: page.entries.into_iter().map(Into::into).collect(),
+                next_cursor,
+            }))
         }))
     }
 

@@ -3,6 +3,7 @@
 
 mod api;
 mod body;
+mod deferred;
 mod document;
 mod listener;
 mod parameters;
@@ -95,8 +96,9 @@ async fn answer<E: Endpoint>(routes: &E, mut request: Request, metrics: &Metrics
         // Answered as GET; hyper leaves out the body.
         request.set_method(Method::GET);
     }
-    let mut response = match routes.call(request).await {
-        Ok(response) => response.into_response(),
+    let routed = routes.call(request).await;
+    let mut response = match routed {
+        Ok(response) => deferred::resolve(response.into_response()).await,
         Err(error) => to_problem(error, route),
     };
     response

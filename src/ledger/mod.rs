@@ -1,44 +1,68 @@
-//! Changes on their way into the store: read, judged and committed, and tried again when another replica was faster.
+//! Operations on their way into the store and out of it, many at once.
 //!
-//! Changes of one user that arrive while others of that user are under way wait for each other, and are then read, judged
-//! and committed together: one reading and one commit for all of them. So a replica never races itself, and a user with
-//! many writers costs no more round trips than one with few. Users do not wait for each other.
+//! What arrives while statements are under way is collected, and goes into the next one together: an idle service answers
+//! each operation at once, and a busy one pays for a round trip, a commit and a write of the operations log once for many.
 //!
-//! This is for speed only. What is right rests on the conditional commit: other replicas may take the user's next version
-//! at any time, and a refusal or a replay is answered only from what the database said in this attempt.
+//! - [`balances`]: one reading for all balances that are asked for.
+//! - [`lanes`]: changes, in batches of many users. A user's changes always go through the same lane, so that a replica
+//!   never races itself.
+//! - [`turns`]: one user at a time, round by round, for what a batch could not settle: another replica was faster, a
+//!   result was lost on its way, or an operation lies so deep in the past that it would hold up the others.
+//! - [`attempt`]: what both do with changes: read, judge, commit.
+//! - [`answers`]: the lines of the operations log, and after them the answers.
+//!
+//! This is for speed only. What is right rests on the conditional commit: other replicas may take a user's next version at
+//! any time, and a refusal or a replay is answered only from what the database said in this attempt.
 
-mod queues;
-mod round;
+mod answers;
+mod attempt;
+mod balances;
+mod error;
+mod lanes;
+mod turns;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
-use crate::causes::causes;
-use crate::domain::{Entry, IdempotencyKey, Operation, OperationId, Refusal, Timeline};
+use crate::config::LedgerConfig;
+use crate::domain::{Entry, IdempotencyKey, Operation, OperationId, Timeline, Timestamp, UserId};
 use crate::metrics::Metrics;
-use crate::store::{EarlierOperation, Store, StoreError, repeat_read};
-use queues::Queues;
-use round::Pending;
+use crate::operations_log::{OperationsLog, Slot};
+use crate::store::{EarlierOperation, Group, Reach, Store, repeat_read};
+use answers::Pending;
+use attempt::Recorder;
+use balances::Balances;
+use lanes::Lanes;
 
-/// The most changes of one user that are committed together.
-const MAX_TOGETHER: usize = 256;
-/// How much longer than its own deadline a change may take because it shares a statement with others.
+pub use answers::{LOG_GRACE, change_record, with_line};
+pub use error::{ChangeError, Unavailable};
+
+/// How much longer than its own deadline an operation may take because it shares a statement with others.
 const SHARED_GRACE: Duration = Duration::from_secs(1);
+
+/// What an operation holds from its beginning to its answer.
+pub struct Place {
+    /// For its line.
+    pub slot: Slot,
+    /// Among those under way.
+    pub under_way: OwnedSemaphorePermit,
+    /// When the caller wants to know at the latest.
+    pub deadline: Instant,
+}
 
 /// A change that may be stored if the rule of the ledger admits it.
 #[derive(Clone, Debug)]
 pub struct Proposal {
     /// The change.
-    pub operation: Operation,
+    pub operation: Arc<Operation>,
     /// The key under which a repeat is recognised.
     pub idempotency_key: Option<IdempotencyKey>,
     /// Whether the Approver was asked, and approved.
     pub approved: bool,
-    /// When the caller wants to know at the latest.
-    pub deadline: Instant,
 }
 
 /// A change that is stored.
@@ -52,83 +76,81 @@ pub struct Recorded {
     pub replayed: bool,
 }
 
-/// Why a change is not stored, or not known to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NotRecorded {
-    /// The rule of the ledger forbids it.
-    Refused(Refusal),
-    /// The idempotency key was used for another operation of the user.
-    IdempotencyKeyReused,
-    /// PostgreSQL cannot be reached or errs; nothing is stored.
-    StoreUnavailable,
-    /// No connection to PostgreSQL became free; nothing is stored.
-    StoreBusy,
-    /// Other replicas were faster until the deadline; nothing is stored.
-    TooManyConflicts,
-    /// It may be stored, or may still be.
-    OutcomeUnknown,
-}
+/// What became of a change.
+pub type Answer = Result<Recorded, ChangeError>;
 
-/// The way into the store.
+/// The way into the store and out of it.
 pub struct Ledger {
     store: Arc<Store>,
-    metrics: Arc<Metrics>,
-    /// Kept with every operation.
-    instance: String,
-    queues: Queues,
+    log: OperationsLog,
+    lanes: Lanes,
+    balances: Balances,
 }
 
 impl Ledger {
-    /// A ledger on this store; `instance` is kept with every operation.
-    pub fn new(store: Arc<Store>, metrics: Arc<Metrics>, instance: String) -> Arc<Self> {
-        Arc::new(Self {
+    /// A ledger on this store; `instance` is kept with every operation. Must be called within the runtime.
+    pub fn new(
+        store: Arc<Store>,
+        log: OperationsLog,
+        metrics: Arc<Metrics>,
+        instance: String,
+        config: LedgerConfig,
+    ) -> Self {
+        let recorder = Recorder::new(Arc::clone(&store), metrics, instance);
+        Self {
+            lanes: Lanes::start(&Arc::new(recorder), config),
+            balances: Balances::start(Arc::clone(&store), config),
             store,
-            metrics,
-            instance,
-            queues: Queues::default(),
-        })
+            log,
+        }
     }
 
-    /// Tells at once what is known of a change from one reading: `Ok(())` if it would be accepted now. Nothing is stored.
+    /// The balance of a user as of a moment; its line is with the operating system.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`] says what kept it from being read.
+    pub async fn balance(&self, user_id: UserId, at: Timestamp, place: Place) -> Result<(UserId, i64), Unavailable> {
+        self.balances.ask(user_id, at, place).await
+    }
+
+    /// Tells at once what is known of a change from one reading: `Ok(())` if it would be accepted now. Nothing is stored
+    /// and no line is written.
     ///
     /// # Errors
     ///
     /// `Err` holds the answer, which may be a good one: the change may have been stored before under the same key.
-    pub async fn foresee(&self, proposal: &Proposal) -> Result<(), Result<Recorded, NotRecorded>> {
-        let Proposal {
-            operation,
-            idempotency_key: key,
-            deadline,
-            ..
-        } = proposal;
-        let read = repeat_read(*deadline, || self.store.state(operation, key.as_ref(), *deadline)).await;
-        let mut state = read.map_err(|error| Err(error.into()))?;
-        judge(proposal, &mut state.timeline, state.earlier.as_ref()).map(|_| ())
+    pub async fn foresee(&self, proposal: &Proposal, deadline: Instant) -> Result<(), Answer> {
+        let group = [Group::of(&proposal.operation, proposal.idempotency_key.as_ref())];
+        let read = repeat_read(deadline, || self.store.states(&group, Reach::Unlimited, deadline)).await;
+        let states = read.map_err(|error| Err(Unavailable::from(error).into()))?;
+        let Some(mut state) = states.into_iter().next() else {
+            return Err(Err(Unavailable::Internal.into()));
+        };
+        judge(proposal, &mut state.timeline, &state.earlier).map(|_| ())
     }
 
-    /// Stores a change, at most once.
+    /// Stores a change, at most once. Its line is with the operating system when this returns, whatever the answer, and is
+    /// written even if the caller stops waiting.
     ///
     /// # Errors
     ///
-    /// [`NotRecorded`]; only [`NotRecorded::OutcomeUnknown`] may leave something behind.
-    pub async fn record(self: &Arc<Self>, proposal: Proposal) -> Result<Recorded, NotRecorded> {
+    /// [`ChangeError`]; only [`ChangeError::OutcomeUnknown`] may leave something behind.
+    pub async fn record(&self, proposal: Proposal, place: Place) -> Answer {
+        let operation = Arc::clone(&proposal.operation);
         let (answer, answered) = oneshot::channel();
-        let user_id = proposal.operation.user_id.clone();
-        if let Some(turn) = self.queues.push(&user_id, Pending::new(proposal, answer)) {
-            let ledger = Arc::clone(self);
-            tokio::spawn(async move { ledger.work(turn).await });
-        }
-        // Only a panic drops the other end, and it may have come after the commit.
-        answered.await.unwrap_or(Err(NotRecorded::OutcomeUnknown))
-    }
-}
-
-impl From<StoreError> for NotRecorded {
-    fn from(error: StoreError) -> Self {
-        tracing::warn!("PostgreSQL failed a change: {}", causes(&error));
-        match error {
-            StoreError::Unreachable(_) | StoreError::Failed(_) | StoreError::TimedOut => NotRecorded::StoreUnavailable,
-            StoreError::Busy => NotRecorded::StoreBusy,
+        self.lanes.push(Pending::new(proposal, place, answer));
+        match answered.await {
+            Ok(answer) => answer,
+            // Only a panic drops the other end, and it may have come after the commit.
+            Err(_) => {
+                let answer = Err(ChangeError::OutcomeUnknown);
+                if let Ok(slot) = self.log.reserve() {
+                    // The answer is the same if it cannot be written.
+                    let _ = slot.write(&change_record(&operation, &answer)).await;
+                }
+                answer
+            }
         }
     }
 }
@@ -137,23 +159,24 @@ impl From<StoreError> for NotRecorded {
 fn judge(
     proposal: &Proposal,
     timeline: &mut Timeline,
-    earlier: Option<&EarlierOperation>,
-) -> Result<Entry, Result<Recorded, NotRecorded>> {
-    match earlier {
+    earlier: &HashMap<String, EarlierOperation>,
+) -> Result<Entry, Answer> {
+    let key = proposal.idempotency_key.as_ref().map(IdempotencyKey::as_str);
+    match key.and_then(|key| earlier.get(key)) {
         Some(earlier) => Err(repeat(&proposal.operation, earlier)),
         None => timeline
             .accept(&proposal.operation)
-            .map_err(|refusal| Err(NotRecorded::Refused(refusal))),
+            .map_err(|refusal| Err(ChangeError::Refused(refusal))),
     }
 }
 
 /// The first answer again, if it was the same operation.
-fn repeat(operation: &Operation, earlier: &EarlierOperation) -> Result<Recorded, NotRecorded> {
+fn repeat(operation: &Operation, earlier: &EarlierOperation) -> Answer {
     let same = earlier.timestamp == operation.timestamp
         && earlier.balance_change == operation.balance_change
         && earlier.context == operation.context.as_str();
     if !same {
-        return Err(NotRecorded::IdempotencyKeyReused);
+        return Err(ChangeError::IdempotencyKeyReused);
     }
     Ok(Recorded {
         id: earlier.id,

@@ -214,12 +214,9 @@ impl Slot {
     /// change, its line is kept and written later, marked `"recovered": true`; otherwise there is no such line, unless
     /// the file had taken it whole, then failed, and cannot be cut (a pipe, an append-only file).
     pub async fn write(self, record: &Record<'_>) -> Result<(), LogUnavailable> {
-        let keep = match record.is_committed_change() {
-            true => Keep::Committed(record.operation_id),
-            false => Keep::No,
-        };
-        let line = self.line(record);
-        self.send(Line { bytes: line, keep }).await
+        let mut lines = Lines::now();
+        lines.push(self, record);
+        lines.write().await.first()
     }
 
     /// Writes one line for a change that was committed earlier without its line, as by a replica that died: marked
@@ -229,21 +226,104 @@ impl Slot {
     ///
     /// As [`write`](Self::write).
     pub async fn write_recovered(self, record: &Record<'_>) -> Result<(), LogUnavailable> {
-        let mut line = self.line(record);
-        record::mark_recovered(&mut line);
+        let mut lines = Lines::now();
+        let mut bytes = record.to_line(&lines.at, &self.shared.instance);
+        record::mark_recovered(&mut bytes);
         let keep = Keep::Recovered(record.operation_id);
-        self.send(Line { bytes: line, keep }).await
+        lines.add(self, Line { bytes, keep });
+        lines.write().await.first()
+    }
+}
+
+/// Lines of operations that are answered at once, written together.
+pub struct Lines {
+    at: String,
+    slots: Vec<Slot>,
+    lines: Vec<Line>,
+}
+
+/// What became of lines that were written together.
+#[derive(Clone, Copy, Debug)]
+pub struct Written {
+    /// So many, from the first one on, are with the operating system.
+    count: usize,
+    /// What the others met.
+    failure: LogUnavailable,
+}
+
+impl Lines {
+    /// No lines yet; all that are added are of operations answered now.
+    pub fn now() -> Self {
+        Self {
+            at: Timestamp::from(SystemTime::now()).to_rfc3339_microseconds(),
+            slots: Vec::new(),
+            lines: Vec::new(),
+        }
     }
 
-    fn line(&self, record: &Record<'_>) -> Vec<u8> {
-        record.to_line(Timestamp::from(SystemTime::now()), &self.shared.instance)
+    /// Adds the line of an operation, which takes its slot.
+    pub fn push(&mut self, slot: Slot, record: &Record<'_>) {
+        let bytes = record.to_line(&self.at, &slot.shared.instance);
+        let keep = match record.is_committed_change() {
+            true => Keep::Committed(record.operation_id),
+            false => Keep::No,
+        };
+        self.add(slot, Line { bytes, keep });
     }
 
-    async fn send(self, line: Line) -> Result<(), LogUnavailable> {
-        let (done, written) = oneshot::channel();
-        self.permit.send(Job { line, done });
-        // Without an answer the writer is gone.
-        written.await.unwrap_or(Err(LogUnavailable::Closed))
+    fn add(&mut self, slot: Slot, line: Line) {
+        self.slots.push(slot);
+        self.lines.push(line);
+    }
+
+    /// Hands the lines to the writer at once, in this order. What is returned resolves when the writer is done with
+    /// them; they are written even if nobody waits for it.
+    ///
+    /// Of each line that is not written, [`Slot::write`] says what becomes of it.
+    pub fn write(self) -> impl Future<Output = Written> + Send + 'static {
+        let Lines { slots, lines, .. } = self;
+        let mut places = slots.into_iter().map(|slot| slot.permit);
+        let waiting = places.next().map(|place| {
+            let (done, written) = oneshot::channel();
+            let places = places.collect();
+            place.send(Job { lines, places, done });
+            written
+        });
+        async move {
+            let written = match waiting {
+                // Without an answer the writer is gone.
+                Some(written) => written.await.unwrap_or(Err(LogUnavailable::Closed)),
+                None => Ok(0),
+            };
+            match written {
+                Ok(count) => Written {
+                    count,
+                    failure: LogUnavailable::Failing,
+                },
+                Err(failure) => Written { count: 0, failure },
+            }
+        }
+    }
+}
+
+impl Written {
+    /// That none was written in time.
+    pub const NOT_IN_TIME: Written = Written {
+        count: 0,
+        failure: LogUnavailable::Failing,
+    };
+
+    /// Whether the line at `index`, counted from 0, was written.
+    ///
+    /// # Errors
+    ///
+    /// [`LogUnavailable`] if it was not.
+    pub fn line(self, index: usize) -> Result<(), LogUnavailable> {
+        if index < self.count { Ok(()) } else { Err(self.failure) }
+    }
+
+    fn first(self) -> Result<(), LogUnavailable> {
+        self.line(0)
     }
 }
 

@@ -70,10 +70,10 @@ impl Record<'_> {
         self.operation == OperationName::ChangeBalance && self.outcome == Outcome::Accepted
     }
 
-    /// The record as one line of JSON, its line break included, answered at `at` by `instance`.
-    pub(super) fn to_line(self, at: Timestamp, instance: &str) -> Vec<u8> {
+    /// The record as one line of JSON, its line break included, answered at `at` (RFC 3339) by `instance`.
+    pub(super) fn to_line(self, at: &str, instance: &str) -> Vec<u8> {
         let fields = Fields {
-            at: at.to_rfc3339_microseconds(),
+            at,
             instance,
             operation: self.operation,
             outcome: self.outcome,
@@ -107,7 +107,7 @@ pub(super) fn mark_recovered(line: &mut Vec<u8>) {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Fields<'a> {
-    at: String,
+    at: &'a str,
     instance: &'a str,
     operation: OperationName,
     outcome: Outcome,
@@ -155,7 +155,7 @@ mod tests {
 
     fn line(record: Record<'_>) -> String {
         let at = Timestamp::from_unix_microseconds(1).unwrap();
-        String::from_utf8(record.to_line(at, "replica-1")).unwrap()
+        String::from_utf8(record.to_line(&at.to_rfc3339_microseconds(), "replica-1")).unwrap()
     }
 
     fn read(user_id: &UserId) -> Record<'_> {

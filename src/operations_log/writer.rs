@@ -21,8 +21,8 @@ use super::record::mark_recovered;
 use crate::config::SyncPolicy;
 use crate::domain::OperationId;
 
-/// Most lines of one batch.
-const BATCH_LINES: usize = 1_024;
+/// Most jobs of one batch.
+const BATCH_JOBS: usize = 1_024;
 /// How often a failing log is tried again.
 const PROBE_EVERY: Duration = Duration::from_millis(200);
 /// How long a line may be on the file before it is forced to the disk under `everysec`.
@@ -30,11 +30,20 @@ const SYNC_AFTER: Duration = Duration::from_secs(1);
 /// How long, after the log was closed, slots that were given out before are waited for.
 pub(super) const CLOSING_GRACE: Duration = Duration::from_secs(5);
 
-/// One line on its way to the file.
+/// Lines on their way to the file, that somebody waits for together.
 pub(super) struct Job {
-    pub(super) line: Line,
-    /// Told when the line has been handed to the operating system, or that it was not.
-    pub(super) done: oneshot::Sender<Result<(), LogUnavailable>>,
+    pub(super) lines: Vec<Line>,
+    /// The places of the lines in the queue, but for the one that the job itself takes.
+    pub(super) places: Vec<mpsc::OwnedPermit<Job>>,
+    /// Told how many of the lines, from the first one on, have been handed to the operating system.
+    pub(super) done: oneshot::Sender<Result<usize, LogUnavailable>>,
+}
+
+/// Whoever waits for lines, and for how many.
+struct Waiter {
+    lines: usize,
+    done: oneshot::Sender<Result<usize, LogUnavailable>>,
+    _places: Vec<mpsc::OwnedPermit<Job>>,
 }
 
 pub(super) struct Line {
@@ -50,12 +59,6 @@ pub(super) enum Keep {
     Committed(Option<OperationId>),
     /// Write it later as it is: it says already that it is late.
     Recovered(Option<OperationId>),
-}
-
-impl AsRef<[u8]> for Job {
-    fn as_ref(&self) -> &[u8] {
-        &self.line.bytes
-    }
 }
 
 impl AsRef<[u8]> for Line {
@@ -104,6 +107,9 @@ pub(super) struct Writer<S: Storage> {
     appender: Appender<S>,
     policy: SyncPolicy,
     retained: Vec<Line>,
+    /// The lines of a batch and those who wait for them; empty between batches, kept for their room.
+    lines: Vec<Line>,
+    waiters: Vec<Waiter>,
     /// When to try again; `None` while lines can be written.
     probe_at: Option<Instant>,
     /// When to force the file to the disk; `None` while all of it is there.
@@ -125,6 +131,8 @@ impl<S: Storage> Writer<S> {
             appender,
             policy,
             retained: Vec::new(),
+            lines: Vec::new(),
+            waiters: Vec::new(),
             probe_at: None,
             sync_at: None,
             syncing: None,
@@ -137,7 +145,7 @@ impl<S: Storage> Writer<S> {
         let closing = self.shared.closing.clone();
         let shared = std::sync::Arc::clone(&self.shared);
         let mut end_at = None;
-        let mut jobs = Vec::with_capacity(BATCH_LINES);
+        let mut jobs = Vec::with_capacity(BATCH_JOBS);
         loop {
             let sync_at = self.sync_at.filter(|_| self.syncing.is_none());
             tokio::select! {
@@ -151,7 +159,7 @@ impl<S: Storage> Writer<S> {
                 result = ended(&mut self.syncing) => self.note_sync(result),
                 () = at(sync_at) => self.start_sync(),
                 () = at(self.probe_at) => self.probe(),
-                received = self.intake.queue().recv_many(&mut jobs, BATCH_LINES) => match received {
+                received = self.intake.queue().recv_many(&mut jobs, BATCH_JOBS) => match received {
                     0 => break,
                     _ => self.write(&mut jobs),
                 },
@@ -161,32 +169,46 @@ impl<S: Storage> Writer<S> {
     }
 
     fn write(&mut self, jobs: &mut Vec<Job>) {
-        if self.probe_at.is_some() {
-            jobs.drain(..).for_each(|job| self.refuse(job));
-            return;
+        let mut lines = std::mem::take(&mut self.lines);
+        let mut waiters = std::mem::take(&mut self.waiters);
+        for job in jobs.drain(..) {
+            waiters.push(Waiter {
+                lines: job.lines.len(),
+                done: job.done,
+                _places: job.places,
+            });
+            lines.extend(job.lines);
         }
-        let progress = self.shared.watched(|| self.appender.append(jobs));
+        let progress = match self.probe_at {
+            Some(_) => Progress::default(),
+            None => self.append(&lines),
+        };
+        lines
+            .drain(..)
+            .skip(progress.acknowledged + progress.unsettled)
+            .for_each(|line| self.keep(line));
+        self.shared.count_retained(self.retained.len());
+        let mut written = progress.acknowledged;
+        for waiter in waiters.drain(..) {
+            let its_own = written.min(waiter.lines);
+            written -= its_own;
+            let _ = waiter.done.send(Ok(its_own));
+        }
+        (self.lines, self.waiters) = (lines, waiters);
+    }
+
+    fn append(&mut self, lines: &[Line]) -> Progress {
+        let mut progress = self.shared.watched(|| self.appender.append(lines));
         self.count(&progress);
-        if let Some(failure) = progress.failure {
+        if let Some(failure) = progress.failure.take() {
             // Before anyone is told, so that who was refused finds the log failing.
             self.fail(failure);
         }
-        let unsettled_end = progress.acknowledged + progress.unsettled;
-        for (index, job) in jobs.drain(..).enumerate() {
-            if index < progress.acknowledged {
-                let _ = job.done.send(Ok(()));
-            } else if index < unsettled_end {
-                let _ = job.done.send(Err(LogUnavailable::Failing));
-            } else {
-                self.refuse(job);
-            }
-        }
-        self.shared.count_retained(self.retained.len());
+        progress
     }
 
-    /// Tells the waiter at once; keeps the line only if the change is in the database.
-    fn refuse(&mut self, job: Job) {
-        let Job { mut line, done } = job;
+    /// Keeps a line that could not be written, if the change is in the database.
+    fn keep(&mut self, mut line: Line) {
         match line.keep {
             Keep::No => {}
             Keep::Recovered(_) => self.retained.push(line),
@@ -196,8 +218,6 @@ impl<S: Storage> Writer<S> {
                 self.retained.push(line);
             }
         }
-        self.shared.count_retained(self.retained.len());
-        let _ = done.send(Err(LogUnavailable::Failing));
     }
 
     fn count(&mut self, progress: &Progress) {

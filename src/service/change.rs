@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use futures_util::TryFutureExt;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{Admission, ChangeError, Service, Unavailable, write_line};
-use crate::approver::Verdict;
+use crate::approver::{ApproverError, Verdict};
+use crate::causes::causes;
 use crate::domain::{Context, IdempotencyKey, Operation, OperationId, Timestamp, UserId};
-use crate::ledger::{NotRecorded, Proposal, Recorded};
-use crate::operations_log::{OperationName, Outcome, Record};
+use crate::ledger::{Answer, Place, Proposal, Recorded, change_record, with_line};
+use crate::operations_log::Slot;
 
 /// A change that is asked for.
 #[derive(Clone, Debug)]
@@ -50,68 +52,59 @@ impl Service {
     ///
     /// [`ChangeError`]; only [`ChangeError::OutcomeUnknown`] may leave something behind.
     pub async fn change_balance(self: &Arc<Self>, request: ChangeRequest) -> Result<Change, ChangeError> {
-        let admission = self.admit()?;
-        let service = Arc::clone(self);
-        let task = tokio::spawn(async move { service.change_and_log(request, admission).await });
-        // Only a panic ends the task early, and it may have come after the commit.
-        task.await.unwrap_or(Err(ChangeError::OutcomeUnknown))
-    }
-
-    async fn change_and_log(&self, request: ChangeRequest, admission: Admission) -> Result<Change, ChangeError> {
-        let deadline = admission.deadline;
-        let operation = Operation {
+        let operation = Arc::new(Operation {
             id: OperationId(Uuid::now_v7()),
             user_id: request.user_id,
             context: request.context,
             balance_change: request.balance_change,
             timestamp: request.timestamp,
-        };
+        });
         let proposal = Proposal {
             approved: operation.balance_change.unsigned_abs() > self.config.approval_threshold,
-            operation: operation.clone(),
+            operation: Arc::clone(&operation),
             idempotency_key: request.idempotency_key,
-            deadline,
         };
-        let recorded = match admission.place {
-            Some(_) => self.change(proposal).await,
-            None => Err(Unavailable::Overloaded.into()),
+        let answer = match self.admit()? {
+            Admission::Admitted(place) if proposal.approved => {
+                let service = Arc::clone(self);
+                let task = tokio::spawn(async move { service.change_if_approved(proposal, place).await });
+                // Only a panic ends the task early, and it may have come after the commit.
+                task.await.unwrap_or(Err(ChangeError::OutcomeUnknown))
+            }
+            Admission::Admitted(place) => self.ledger.record(proposal, place).await,
+            Admission::Overloaded { slot, deadline } => {
+                let answer = Err(Unavailable::Overloaded.into());
+                answer_with_line(&operation, answer, slot, deadline).await
+            }
         };
-        let outcome = recorded.map(|recorded| Change::new(&operation, recorded));
-        let written = write_line(admission.slot, &record(&operation, &outcome), deadline).await;
-        match (outcome, written) {
-            (outcome, Ok(())) => outcome,
-            (Ok(change), Err(_)) if !change.replayed => Err(ChangeError::OutcomeUnknown),
-            (Err(ChangeError::OutcomeUnknown), Err(_)) => Err(ChangeError::OutcomeUnknown),
-            (Ok(_) | Err(_), Err(unavailable)) => Err(Unavailable::from(unavailable).into()),
-        }
+        answer.map(|recorded| Change::new(&operation, recorded))
     }
 
-    /// A proposal marked as approved is recorded only if the Approver approves it.
-    async fn change(&self, proposal: Proposal) -> Result<Recorded, ChangeError> {
-        if proposal.approved {
-            let foreseen = self.ledger.foresee(&proposal);
-            let settled = match &proposal.idempotency_key {
-                // Asked and read at once; whichever rules the change out first ends the wait for the other.
-                None => tokio::try_join!(foreseen.map_err(Settled::from), self.ask(&proposal)).map(|_| ()),
-                // A repeat must not ask again, and whether it is one is known only after the read.
-                Some(_) => match foreseen.await {
-                    Ok(()) => self.ask(&proposal).await,
-                    Err(answer) => Err(answer.into()),
-                },
-            };
-            if let Err(Settled(answer)) = settled {
-                return answer;
-            }
+    /// A big change: asked and looked at at once, then recorded.
+    async fn change_if_approved(&self, proposal: Proposal, place: Place) -> Answer {
+        let deadline = place.deadline;
+        let foreseen = self.ledger.foresee(&proposal, deadline);
+        let settled = match &proposal.idempotency_key {
+            // Whichever rules the change out first ends the wait for the other.
+            None => tokio::try_join!(foreseen.map_err(Settled), self.ask(&proposal, deadline)).map(|_| ()),
+            // A repeat must not ask again, and whether it is one is known only after the read.
+            Some(_) => match foreseen.await {
+                Ok(()) => self.ask(&proposal, deadline).await,
+                Err(answer) => Err(Settled(answer)),
+            },
+        };
+        match settled {
+            Ok(()) => self.ledger.record(proposal, place).await,
+            Err(Settled(answer)) => answer_with_line(&proposal.operation, answer, place.slot, deadline).await,
         }
-        Ok(self.ledger.record(proposal).await?)
     }
 
     /// Asks the Approver for the change's one verdict.
-    async fn ask(&self, proposal: &Proposal) -> Result<(), Settled> {
+    async fn ask(&self, proposal: &Proposal, deadline: Instant) -> Result<(), Settled> {
         let operation = &proposal.operation;
         let verdict = self
             .approver
-            .verdict(&operation.user_id, operation.balance_change, proposal.deadline)
+            .verdict(&operation.user_id, operation.balance_change, deadline)
             .await;
         self.metrics.verdict(verdict.as_ref().ok().copied());
         match verdict.map_err(Unavailable::from) {
@@ -123,12 +116,12 @@ impl Service {
 }
 
 /// The answer is known, and nothing is to be recorded.
-struct Settled(Result<Recorded, ChangeError>);
+struct Settled(Answer);
 
-impl From<Result<Recorded, NotRecorded>> for Settled {
-    fn from(answer: Result<Recorded, NotRecorded>) -> Self {
-        Settled(answer.map_err(ChangeError::from))
-    }
+/// Answers a change that did not come to be recorded, when its line is with the operating system.
+async fn answer_with_line(operation: &Operation, answer: Answer, slot: Slot, deadline: Instant) -> Answer {
+    let written = write_line(slot, &change_record(operation, &answer), deadline).await;
+    with_line(answer, written)
 }
 
 impl Change {
@@ -144,24 +137,12 @@ impl Change {
     }
 }
 
-fn record<'a>(operation: &'a Operation, outcome: &Result<Change, ChangeError>) -> Record<'a> {
-    let change = outcome.as_ref().ok();
-    Record {
-        operation: OperationName::ChangeBalance,
-        outcome: match outcome {
-            Ok(change) if change.replayed => Outcome::Replayed,
-            Ok(_) => Outcome::Accepted,
-            Err(error) => Outcome::Problem(error.code()),
-        },
-        user_id: &operation.user_id,
-        timestamp: Some(operation.timestamp),
-        // Where the outcome is unknown, the name lets an auditor find out.
-        operation_id: match outcome {
-            Err(ChangeError::OutcomeUnknown) => Some(operation.id),
-            _ => change.map(|change| change.operation_id),
-        },
-        balance_change: Some(operation.balance_change),
-        context: Some(&operation.context),
-        balance: change.map(|change| change.balance),
+impl From<ApproverError> for Unavailable {
+    fn from(error: ApproverError) -> Self {
+        tracing::warn!("the Approver gave no verdict: {}", causes(&error));
+        match error {
+            ApproverError::Busy => Unavailable::Overloaded,
+            ApproverError::TimedOut | ApproverError::Failed(_) | ApproverError::Unexpected(_) => Unavailable::Approver,
+        }
     }
 }

@@ -5,36 +5,33 @@
 //! answer is given only when its line is with the operating system.
 
 mod change;
-mod error;
 mod read;
 
+pub use crate::ledger::{ChangeError, Unavailable};
 pub use change::{Change, ChangeRequest};
-pub use error::{ChangeError, Unavailable};
 pub use read::{Balance, HistoryPage, HistoryRequest};
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use crate::approver::Approver;
-use crate::config::ServiceConfig;
+use crate::config::{LedgerConfig, ServiceConfig};
 use crate::domain::{Timestamp, UserId};
-use crate::ledger::Ledger;
+use crate::ledger::{LOG_GRACE, Ledger, Place};
 use crate::metrics::Metrics;
 use crate::operations_log::{LogFailure, LogUnavailable, OperationsLog, Record, Slot};
 use crate::store::{Store, StoreError, StoreReadiness};
 
-/// How long a line may take to be written after the operation's own deadline.
-const LOG_GRACE: Duration = Duration::from_secs(1);
 /// How long PostgreSQL may take to show that it is ready.
 const READINESS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One replica's service: stateless but for what is under way.
 pub struct Service {
     store: Arc<Store>,
-    ledger: Arc<Ledger>,
+    ledger: Ledger,
     approver: Approver,
     log: OperationsLog,
     metrics: Arc<Metrics>,
@@ -102,14 +99,6 @@ pub struct Readiness {
     pub log: Result<(), LogFailure>,
 }
 
-/// What an operation holds from its beginning to its answer.
-struct Admission {
-    slot: Slot,
-    deadline: Instant,
-    /// The place among those under way; `None` if all are taken: then the operation only gets its line and its answer.
-    place: Option<OwnedSemaphorePermit>,
-}
-
 impl Service {
     /// A service on these parts.
     pub fn new(
@@ -118,11 +107,18 @@ impl Service {
         log: OperationsLog,
         metrics: Arc<Metrics>,
         config: ServiceConfig,
+        ledger: LedgerConfig,
     ) -> Self {
         let under_way = Arc::new(Semaphore::new(config.operations_in_flight));
         let store = Arc::new(store);
         Self {
-            ledger: Ledger::new(Arc::clone(&store), Arc::clone(&metrics), config.instance.clone()),
+            ledger: Ledger::new(
+                Arc::clone(&store),
+                log.clone(),
+                Arc::clone(&metrics),
+                config.instance.clone(),
+                ledger,
+            ),
             store,
             approver,
             log,
@@ -169,14 +165,27 @@ impl Service {
         self.store.close();
     }
 
-    /// Takes the places an operation needs, without waiting.
+    /// Takes what an operation holds, without waiting.
     fn admit(&self) -> Result<Admission, Unavailable> {
-        Ok(Admission {
-            slot: self.log.reserve()?,
-            deadline: Instant::now() + self.config.operation_timeout,
-            place: Arc::clone(&self.under_way).try_acquire_owned().ok(),
+        let slot = self.log.reserve()?;
+        let deadline = Instant::now() + self.config.operation_timeout;
+        Ok(match Arc::clone(&self.under_way).try_acquire_owned() {
+            Ok(under_way) => Admission::Admitted(Place {
+                slot,
+                under_way,
+                deadline,
+            }),
+            Err(_) => Admission::Overloaded { slot, deadline },
         })
     }
+}
+
+/// Whether an operation may begin.
+enum Admission {
+    /// It has all it needs.
+    Admitted(Place),
+    /// Too many are under way: it only gets its line and its answer.
+    Overloaded { slot: Slot, deadline: Instant },
 }
 
 /// Writes an operation's line; the answer waits for it.

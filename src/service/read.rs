@@ -51,30 +51,23 @@ impl Service {
     ///
     /// [`Unavailable`] says what kept the service from answering.
     pub async fn balance(self: &Arc<Self>, user_id: UserId, at: Option<Timestamp>) -> Result<Balance, Unavailable> {
-        let admission = self.admit()?;
-        let service = Arc::clone(self);
         let timestamp = at.unwrap_or_else(now);
-        let task = tokio::spawn(async move {
-            let deadline = admission.deadline;
-            let balance = match admission.place {
-                Some(_) => repeat_read(deadline, || service.store.balance_at(&user_id, timestamp, deadline))
-                    .await
-                    .map_err(Unavailable::from),
-                None => Err(Unavailable::Overloaded),
-            };
-            let record = Record {
-                balance: balance.ok(),
-                ..read_record(OperationName::GetBalance, &user_id, timestamp, balance.err())
-            };
-            log_and_answer(admission, &record, balance)
-                .await
-                .map(|balance| Balance {
+        match self.admit()? {
+            Admission::Admitted(place) => {
+                let (user_id, balance) = self.ledger.balance(user_id, timestamp, place).await?;
+                Ok(Balance {
                     user_id,
                     timestamp,
                     balance,
                 })
-        });
-        task.await.unwrap_or(Err(Unavailable::Internal))
+            }
+            Admission::Overloaded { slot, deadline } => {
+                let overloaded = Unavailable::Overloaded;
+                let record = read_record(OperationName::GetBalance, &user_id, timestamp, Some(overloaded));
+                write_line(slot, &record, deadline).await?;
+                Err(overloaded)
+            }
+        }
     }
 
     /// A page of a user's operations with the balance after each.
@@ -83,10 +76,12 @@ impl Service {
     ///
     /// [`Unavailable`] says what kept the service from answering.
     pub async fn history(self: &Arc<Self>, request: HistoryRequest) -> Result<HistoryPage, Unavailable> {
-        let admission = self.admit()?;
+        let (slot, deadline, place) = match self.admit()? {
+            Admission::Admitted(place) => (place.slot, place.deadline, Some(place.under_way)),
+            Admission::Overloaded { slot, deadline } => (slot, deadline, None),
+        };
         let service = Arc::clone(self);
         let task = tokio::spawn(async move {
-            let deadline = admission.deadline;
             let timestamp = request.to.unwrap_or_else(now);
             let query = HistoryQuery {
                 user_id: request.user_id,
@@ -97,7 +92,7 @@ impl Service {
                 // One more than asked for tells whether there is a next page.
                 limit: request.limit + 1,
             };
-            let entries = match admission.place {
+            let entries = match place {
                 Some(_) => repeat_read(deadline, || service.store.history(&query, deadline))
                     .await
                     .map_err(Unavailable::from),
@@ -105,22 +100,14 @@ impl Service {
             };
             let failure = entries.as_ref().err().copied();
             let record = read_record(OperationName::GetHistory, &query.user_id, timestamp, failure);
-            let mut entries = log_and_answer(admission, &record, entries).await?;
+            write_line(slot, &record, deadline).await?;
+            let mut entries = entries?;
             let more = entries.len() > request.limit as usize;
             entries.truncate(request.limit as usize);
             Ok(HistoryPage { entries, more })
         });
         task.await.unwrap_or(Err(Unavailable::Internal))
     }
-}
-
-async fn log_and_answer<T>(
-    admission: Admission,
-    record: &Record<'_>,
-    answer: Result<T, Unavailable>,
-) -> Result<T, Unavailable> {
-    write_line(admission.slot, record, admission.deadline).await?;
-    answer
 }
 
 fn read_record(

@@ -1,4 +1,4 @@
-//! The conditional commit: one statement moves a user from one version to a later one, with all that belongs to it.
+//! The conditional commit: one statement moves users, each from one version to a later one, with all that belongs to it.
 
 use diesel::data_types::PgTimestamp;
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -11,21 +11,23 @@ use super::conversion::{to_postgres, to_stored_count};
 use super::error::{CommitFailure, classify};
 use super::statement::statement;
 use super::{CommitError, Store, StoreError};
-use crate::domain::{Changes, Checkpoint, Entry, IdempotencyKey, Operation};
+use crate::domain::{Changes, Entry, IdempotencyKey, Operation};
 
 statement! {
-    /// Moves the user from one version to the version after the operations, or does nothing. Everything else hangs on
-    /// `won`, so that a loser writes nothing. The row of `balance` is the only one that two commits can wait for each
-    /// other on: whoever gets it second sees another version and loses; a new user's first row is won by whoever inserts
-    /// it.
+    /// Moves each user from one version to the version after the operations, or does nothing of that user's. Everything
+    /// else hangs on `won`, so that a loser writes nothing. The rows of `balance` are the only ones that two commits can
+    /// wait for each other on: whoever gets one second sees another version and loses; a new user's first row is won by
+    /// whoever inserts it. The users stand in the order of their ids, and every commit takes first the rows it inserts and
+    /// then those it updates, so that no two commits can wait for each other in a circle.
     struct Commit<'a> {
-        user_id: &'a str => Text,
-        expected_version: i64 => BigInt,
-        version: i64 => BigInt,
-        balance: i64 => BigInt,
-        latest: PgTimestamp => Timestamptz,
-        since_checkpoint: i32 => Integer,
+        user_ids: &'a [&'a str] => Array<Text>,
+        expected_versions: &'a [i64] => Array<BigInt>,
+        versions: &'a [i64] => Array<BigInt>,
+        balances: &'a [i64] => Array<BigInt>,
+        latest: &'a [PgTimestamp] => Array<Timestamptz>,
+        since_checkpoint: &'a [i32] => Array<Integer>,
         instance: &'a str => Text,
+        groups: &'a [i64] => Array<BigInt>,
         timestamps: &'a [PgTimestamp] => Array<Timestamptz>,
         seqs: &'a [i64] => Array<BigInt>,
         changes: &'a [i64] => Array<BigInt>,
@@ -34,50 +36,58 @@ statement! {
         operation_ids: &'a [Uuid] => Array<SqlUuid>,
         idempotency_keys: &'a [Option<&'a str>] => Array<Nullable<Text>>,
         approved: &'a [bool] => Array<Bool>,
-        shift_after: Option<PgTimestamp> => Nullable<Timestamptz>,
-        shift_by: i64 => BigInt,
+        shift_groups: &'a [i64] => Array<BigInt>,
+        shift_after: &'a [PgTimestamp] => Array<Timestamptz>,
+        shift_by: &'a [i64] => Array<BigInt>,
+        checkpoint_groups: &'a [i64] => Array<BigInt>,
         checkpoints: &'a [PgTimestamp] => Array<Timestamptz>,
         checkpoint_balances: &'a [i64] => Array<BigInt>,
         lowest: &'a [i64] => Array<BigInt>,
         highest: &'a [i64] => Array<BigInt>,
     }
-    => (BigInt,)
+    => (Array<BigInt>,)
     r#"
+, groups AS MATERIALIZED (
+    SELECT g.* FROM asked CROSS JOIN unnest(asked.user_ids, asked.expected_versions, asked.versions, asked.balances,
+        asked.latest, asked.since_checkpoint) WITH ORDINALITY
+        AS g (user_id, expected_version, version, balance, latest, since_checkpoint, number))
 , created AS (
     INSERT INTO balance (user_id, balance, version, latest, since_checkpoint)
-    SELECT user_id, balance, version, latest, since_checkpoint FROM asked WHERE expected_version = 0
+    SELECT user_id, balance, version, latest, since_checkpoint FROM groups WHERE expected_version = 0
     ON CONFLICT (user_id) DO NOTHING
     RETURNING user_id)
 , moved AS (
     UPDATE balance b
-    SET balance = asked.balance, version = asked.version, latest = asked.latest,
-        since_checkpoint = asked.since_checkpoint
-    FROM asked WHERE b.user_id = asked.user_id AND b.version = asked.expected_version
-    RETURNING b.user_id)
-, won AS (SELECT user_id FROM created UNION ALL SELECT user_id FROM moved)
+    SET balance = g.balance, version = g.version, latest = g.latest, since_checkpoint = g.since_checkpoint
+    FROM groups g WHERE b.user_id = g.user_id AND b.version = g.expected_version
+    RETURNING b.user_id, g.number)
+, won AS MATERIALIZED (
+    SELECT user_id, number FROM created JOIN groups USING (user_id)
+    UNION ALL SELECT user_id, number FROM moved)
 , entered AS (
     INSERT INTO changes_history (user_id, "timestamp", seq, balance_change, balance_after, context, operation_id,
         idempotency_key, approved, instance)
-    SELECT asked.user_id, o.at, o.seq, o.change, o.balance_after, o.context, o.operation_id, o.idempotency_key,
+    SELECT won.user_id, o.at, o.seq, o.change, o.balance_after, o.context, o.operation_id, o.idempotency_key,
         o.approved, asked.instance
-    FROM asked JOIN won USING (user_id)
-    CROSS JOIN unnest(asked.timestamps, asked.seqs, asked.changes, asked.balances_after, asked.contexts,
-        asked.operation_ids, asked.idempotency_keys, asked.approved)
-        AS o (at, seq, change, balance_after, context, operation_id, idempotency_key, approved))
+    FROM asked CROSS JOIN unnest(asked.groups, asked.timestamps, asked.seqs, asked.changes, asked.balances_after,
+        asked.contexts, asked.operation_ids, asked.idempotency_keys, asked.approved)
+        AS o (number, at, seq, change, balance_after, context, operation_id, idempotency_key, approved)
+    JOIN won USING (number))
 , shifted AS (
     UPDATE balance_checkpoints c
-    SET balance = c.balance + asked.shift_by, lowest = c.lowest + asked.shift_by, highest = c.highest + asked.shift_by
-    FROM asked JOIN won USING (user_id)
-    WHERE c.user_id = asked.user_id AND c."timestamp" > asked.shift_after)
+    SET balance = c.balance + s.by, lowest = c.lowest + s.by, highest = c.highest + s.by
+    FROM asked CROSS JOIN unnest(asked.shift_groups, asked.shift_after, asked.shift_by) AS s (number, after, by)
+    JOIN won USING (number)
+    WHERE c.user_id = won.user_id AND c."timestamp" > s.after)
 , closed AS (
     INSERT INTO balance_checkpoints (user_id, "timestamp", balance, lowest, highest)
-    SELECT asked.user_id, k."timestamp", k.balance, k.lowest, k.highest
-    FROM asked JOIN won USING (user_id)
-    CROSS JOIN unnest(asked.checkpoints, asked.checkpoint_balances, asked.lowest, asked.highest)
-        AS k ("timestamp", balance, lowest, highest)
+    SELECT won.user_id, k."timestamp", k.balance, k.lowest, k.highest
+    FROM asked CROSS JOIN unnest(asked.checkpoint_groups, asked.checkpoints, asked.checkpoint_balances, asked.lowest,
+        asked.highest) AS k (number, "timestamp", balance, lowest, highest)
+    JOIN won USING (number)
     ON CONFLICT (user_id, "timestamp")
     DO UPDATE SET balance = excluded.balance, lowest = excluded.lowest, highest = excluded.highest)
-SELECT count(*) FROM won"#
+SELECT ARRAY(SELECT number FROM won)"#
 }
 
 /// An accepted operation, to be stored.
@@ -93,66 +103,62 @@ pub struct Commitment<'a> {
     pub entry: Entry,
 }
 
-/// How a commit ended.
+/// Operations of one user, accepted by one timeline one after the other, and what the timeline says has to be written
+/// beside them.
+#[derive(Clone, Debug)]
+pub struct GroupCommit<'a> {
+    /// In the order of acceptance; of none, nothing is stored.
+    pub commitments: Vec<Commitment<'a>>,
+    /// The timeline's changes.
+    pub changes: Changes,
+}
+
+/// How the commit of a group ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommitOutcome {
-    /// The operation is stored.
+    /// All of the group is stored.
     Stored,
-    /// The user has moved on since the state was read; nothing was stored.
+    /// The user has moved on since the state was read; nothing of the group was stored.
     Conflict,
 }
 
 impl Store {
-    /// Stores operations of one user, accepted by one timeline one after the other, if the user is still at the version
-    /// that the timeline was read at. All of them or none.
+    /// Stores groups of operations, each of another user: a group is stored, all of it or none, if its user is still at
+    /// the version that the timeline was read at. Tells of each group, in their order, how it ended.
     ///
     /// # Errors
     ///
-    /// [`CommitError`] says whether nothing was stored or whether that is unknown.
+    /// [`CommitError`] says whether nothing of any group was stored or whether that is unknown.
     pub async fn commit(
         &self,
-        commitments: &[Commitment<'_>],
-        changes: &Changes,
+        groups: &[GroupCommit<'_>],
         instance: &str,
         deadline: Instant,
-    ) -> Result<CommitOutcome, CommitError> {
-        let Some(first) = commitments.first() else {
-            return Ok(CommitOutcome::Stored);
-        };
-        let columns = Columns::of(commitments);
-        let checkpoints = CheckpointColumns::of(&changes.checkpoints);
-        let statement = Commit {
-            user_id: first.operation.user_id.as_str(),
-            expected_version: first.entry.seq - 1,
-            version: changes.head.version,
-            balance: changes.head.balance,
-            latest: to_postgres(changes.head.latest.unwrap_or(first.operation.timestamp)),
-            since_checkpoint: to_stored_count(changes.head.since_checkpoint),
-            instance,
-            timestamps: &columns.timestamps,
-            seqs: &columns.seqs,
-            changes: &columns.changes,
-            balances_after: &columns.balances_after,
-            contexts: &columns.contexts,
-            operation_ids: &columns.operation_ids,
-            idempotency_keys: &columns.idempotency_keys,
-            approved: &columns.approved,
-            shift_after: changes.shift.map(|shift| to_postgres(shift.after)),
-            shift_by: changes.shift.map_or(0, |shift| shift.by),
-            checkpoints: &checkpoints.timestamps,
-            checkpoint_balances: &checkpoints.balances,
-            lowest: &checkpoints.lowest,
-            highest: &checkpoints.highest,
-        };
+    ) -> Result<Vec<CommitOutcome>, CommitError> {
+        let columns = Columns::of(groups);
+        let is_empty = |group: &GroupCommit<'_>| group.commitments.is_empty();
+        let unchanged = groups.iter().map(|group| match is_empty(group) {
+            true => CommitOutcome::Stored,
+            false => CommitOutcome::Conflict,
+        });
+        let mut outcomes: Vec<_> = unchanged.collect();
+        if columns.order.is_empty() {
+            return Ok(outcomes);
+        }
+        let statement = columns.statement(instance);
         let lease = self.connections.lease(deadline).await;
         let mut lease = lease.map_err(CommitError::NotStored)?;
-        let result = timeout_at(deadline, statement.get_result::<(i64,)>(lease.connection())).await;
+        let result = timeout_at(deadline, statement.get_result::<(Vec<i64>,)>(lease.connection())).await;
         match lease.end(result) {
-            Ok((0,)) => Ok(CommitOutcome::Conflict),
-            Ok(_) => Ok(CommitOutcome::Stored),
+            Ok((won,)) => {
+                for number in won {
+                    outcomes[columns.index_of(number)] = CommitOutcome::Stored;
+                }
+                Ok(outcomes)
+            }
             Err(StatementError::TimedOut) => Err(CommitError::InDoubt(StoreError::TimedOut)),
             Err(StatementError::Failed(error)) => match classify(&error) {
-                CommitFailure::Conflict => Ok(CommitOutcome::Conflict),
+                CommitFailure::Conflict => Ok(outcomes),
                 CommitFailure::NotStored => Err(CommitError::NotStored(StoreError::Failed(error))),
                 CommitFailure::InDoubt => Err(CommitError::InDoubt(StoreError::Failed(error))),
             },
@@ -160,9 +166,19 @@ impl Store {
     }
 }
 
-/// Operations as the columns of one `unnest`.
+/// The groups as the columns of `unnest`: one row a group, an operation, a shift, a checkpoint. A group's number is its
+/// place, from 1, in the order of the users' ids.
 #[derive(Default)]
 struct Columns<'a> {
+    /// The places of the groups as they were given, by their number.
+    order: Vec<usize>,
+    user_ids: Vec<&'a str>,
+    expected_versions: Vec<i64>,
+    versions: Vec<i64>,
+    balances: Vec<i64>,
+    latest: Vec<PgTimestamp>,
+    since_checkpoint: Vec<i32>,
+    groups: Vec<i64>,
     timestamps: Vec<PgTimestamp>,
     seqs: Vec<i64>,
     changes: Vec<i64>,
@@ -171,46 +187,99 @@ struct Columns<'a> {
     operation_ids: Vec<Uuid>,
     idempotency_keys: Vec<Option<&'a str>>,
     approved: Vec<bool>,
-}
-
-impl<'a> Columns<'a> {
-    fn of(commitments: &[Commitment<'a>]) -> Self {
-        let mut columns = Self::default();
-        for commitment in commitments {
-            let operation = commitment.operation;
-            columns.timestamps.push(to_postgres(operation.timestamp));
-            columns.seqs.push(commitment.entry.seq);
-            columns.changes.push(operation.balance_change);
-            columns.balances_after.push(commitment.entry.balance_after);
-            columns.contexts.push(operation.context.as_str());
-            columns.operation_ids.push(operation.id.0);
-            columns
-                .idempotency_keys
-                .push(commitment.idempotency_key.map(IdempotencyKey::as_str));
-            columns.approved.push(commitment.approved);
-        }
-        columns
-    }
-}
-
-/// Checkpoints as the columns of one `unnest`.
-#[derive(Default)]
-struct CheckpointColumns {
-    timestamps: Vec<PgTimestamp>,
-    balances: Vec<i64>,
+    shift_groups: Vec<i64>,
+    shift_after: Vec<PgTimestamp>,
+    shift_by: Vec<i64>,
+    checkpoint_groups: Vec<i64>,
+    checkpoints: Vec<PgTimestamp>,
+    checkpoint_balances: Vec<i64>,
     lowest: Vec<i64>,
     highest: Vec<i64>,
 }
 
-impl CheckpointColumns {
-    fn of(checkpoints: &[Checkpoint]) -> Self {
+impl<'a> Columns<'a> {
+    fn of(groups: &[GroupCommit<'a>]) -> Self {
         let mut columns = Self::default();
-        for checkpoint in checkpoints {
-            columns.timestamps.push(to_postgres(checkpoint.timestamp));
-            columns.balances.push(checkpoint.balance);
-            columns.lowest.push(checkpoint.lowest);
-            columns.highest.push(checkpoint.highest);
+        let user_id = |index: &usize| groups[*index].commitments[0].operation.user_id.as_str();
+        let filled = (0..groups.len()).filter(|index| !groups[*index].commitments.is_empty());
+        columns.order = filled.collect();
+        columns
+            .order
+            .sort_unstable_by(|one, other| user_id(one).cmp(user_id(other)));
+        for (number, index) in (1..).zip(columns.order.clone()) {
+            columns.push(number, &groups[index]);
         }
         columns
+    }
+
+    fn index_of(&self, number: i64) -> usize {
+        let place = usize::try_from(number - 1).expect("PostgreSQL counts from 1");
+        self.order[place]
+    }
+
+    fn push(&mut self, number: i64, group: &GroupCommit<'a>) {
+        let first = &group.commitments[0];
+        let head = group.changes.head;
+        self.user_ids.push(first.operation.user_id.as_str());
+        self.expected_versions.push(first.entry.seq - 1);
+        self.versions.push(head.version);
+        self.balances.push(head.balance);
+        self.latest
+            .push(to_postgres(head.latest.unwrap_or(first.operation.timestamp)));
+        self.since_checkpoint.push(to_stored_count(head.since_checkpoint));
+        for commitment in &group.commitments {
+            let operation = commitment.operation;
+            self.groups.push(number);
+            self.timestamps.push(to_postgres(operation.timestamp));
+            self.seqs.push(commitment.entry.seq);
+            self.changes.push(operation.balance_change);
+            self.balances_after.push(commitment.entry.balance_after);
+            self.contexts.push(operation.context.as_str());
+            self.operation_ids.push(operation.id.0);
+            self.idempotency_keys
+                .push(commitment.idempotency_key.map(IdempotencyKey::as_str));
+            self.approved.push(commitment.approved);
+        }
+        if let Some(shift) = group.changes.shift {
+            self.shift_groups.push(number);
+            self.shift_after.push(to_postgres(shift.after));
+            self.shift_by.push(shift.by);
+        }
+        for checkpoint in &group.changes.checkpoints {
+            self.checkpoint_groups.push(number);
+            self.checkpoints.push(to_postgres(checkpoint.timestamp));
+            self.checkpoint_balances.push(checkpoint.balance);
+            self.lowest.push(checkpoint.lowest);
+            self.highest.push(checkpoint.highest);
+        }
+    }
+
+    fn statement<'b>(&'b self, instance: &'b str) -> Commit<'b> {
+        Commit {
+            user_ids: &self.user_ids,
+            expected_versions: &self.expected_versions,
+            versions: &self.versions,
+            balances: &self.balances,
+            latest: &self.latest,
+            since_checkpoint: &self.since_checkpoint,
+            instance,
+            groups: &self.groups,
+            timestamps: &self.timestamps,
+            seqs: &self.seqs,
+            changes: &self.changes,
+            balances_after: &self.balances_after,
+            contexts: &self.contexts,
+            operation_ids: &self.operation_ids,
+            idempotency_keys: &self.idempotency_keys,
+            approved: &self.approved,
+            shift_groups: &self.shift_groups,
+            shift_after: &self.shift_after,
+            shift_by: &self.shift_by,
+            checkpoint_groups: &self.checkpoint_groups,
+            checkpoints: &self.checkpoints,
+            checkpoint_balances: &self.checkpoint_balances,
+            lowest: &self.lowest,
+            highest: &self.highest,
+        }
     }
 }

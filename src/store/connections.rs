@@ -21,9 +21,12 @@ use crate::config::DatabaseConfig;
 /// How long opening a connection may take, and how long one is waited for when all are in use.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What PostgreSQL itself enforces, should we be cut off from it in the middle of a statement.
+/// What PostgreSQL itself enforces, should we be cut off from it in the middle of a statement; and how it plans. Every
+/// statement leads from users to their rows by the primary keys, whatever its parameters and however few rows there are
+/// yet, so that one plan serves always.
 const SESSION_SETTINGS: &str = "SET statement_timeout = '10s'; SET lock_timeout = '5s'; \
-     SET idle_in_transaction_session_timeout = '10s'; SET client_min_messages = warning";
+     SET idle_in_transaction_session_timeout = '10s'; SET client_min_messages = warning; \
+     SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off";
 
 pub(super) struct Connections {
     pool: Pool<AsyncPgConnection>,

@@ -15,11 +15,11 @@ mod schema;
 mod state;
 mod statement;
 
-pub use commit::{CommitOutcome, Commitment};
+pub use commit::{CommitOutcome, Commitment, GroupCommit};
 pub use error::{CommitError, StoreError, repeat_read};
 pub use migrations::{MigrationError, migrate};
 pub use reads::{HistoryEntry, HistoryOrder, HistoryQuery, Place, StoreReadiness};
-pub use state::{EarlierOperation, GroupState, UserState};
+pub use state::{EarlierOperation, Group, Reach, UserState};
 
 use connections::Connections;
 

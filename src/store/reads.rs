@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use diesel::data_types::PgTimestamp;
-use diesel::sql_types::{BigInt, Bool, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Bool, Text, Timestamptz, Uuid as SqlUuid};
 use diesel::{ExpressionMethods, QueryDsl};
 use diesel_async::RunQueryDsl;
 use tokio::time::{Instant, timeout_at};
@@ -16,22 +16,26 @@ use super::{Store, StoreError};
 use crate::domain::{OperationId, Timestamp, UserId};
 
 statement! {
-    /// One row of `balance` when nothing is later than `at`; otherwise the last checkpoint at or before `at` and an
-    /// index-only sum over what follows it: a segment or two, unless one moment holds more. One statement is one snapshot.
-    struct BalanceAt<'a> { user_id: &'a str => Text, at: PgTimestamp => Timestamptz, }
-    => (BigInt,)
+    /// For each user and moment, in the order given: one row of `balance` when nothing is later than the moment; otherwise
+    /// the last checkpoint at or before it and an index-only sum over what follows: a segment or two, unless one moment
+    /// holds more. One statement is one snapshot.
+    struct BalancesAt<'a> { user_ids: &'a [&'a str] => Array<Text>, moments: &'a [PgTimestamp] => Array<Timestamptz>, }
+    => (Array<BigInt>,)
     r#"
-SELECT CASE WHEN b.latest <= asked.at THEN b.balance ELSE (
-    SELECT coalesce(c.balance, 0) + coalesce((
-        SELECT sum(h.balance_change) FROM changes_history h
-        WHERE h.user_id = asked.user_id AND h."timestamp" <= asked.at
-            AND h."timestamp" > coalesce(c."timestamp", '-infinity')), 0)
-    FROM (SELECT) AS always LEFT JOIN LATERAL (
-        SELECT k."timestamp", k.balance FROM balance_checkpoints k
-        WHERE k.user_id = asked.user_id AND k."timestamp" <= asked.at
-        ORDER BY k."timestamp" DESC LIMIT 1) c ON true)::bigint
-END
-FROM asked JOIN balance b ON b.user_id = asked.user_id"#
+SELECT ARRAY(
+    SELECT CASE WHEN b.latest > q.at THEN (
+        SELECT coalesce(c.balance, 0) + coalesce((
+            SELECT sum(h.balance_change) FROM changes_history h
+            WHERE h.user_id = q.user_id AND h."timestamp" <= q.at
+                AND h."timestamp" > coalesce(c."timestamp", '-infinity')), 0)
+        FROM (SELECT) AS always LEFT JOIN LATERAL (
+            SELECT k."timestamp", k.balance FROM balance_checkpoints k
+            WHERE k.user_id = q.user_id AND k."timestamp" <= q.at
+            ORDER BY k."timestamp" DESC LIMIT 1) c ON true)::bigint
+    ELSE coalesce(b.balance, 0) END
+    FROM asked CROSS JOIN unnest(asked.user_ids, asked.moments) WITH ORDINALITY AS q (user_id, at, number)
+    LEFT JOIN balance b ON b.user_id = q.user_id
+    ORDER BY q.number)"#
 }
 
 macro_rules! history_page {
@@ -154,19 +158,25 @@ pub enum StoreReadiness {
 type HistoryRow = (PgTimestamp, i64, i64, i64, String, Uuid, bool, PgTimestamp);
 
 impl Store {
-    /// The balance of a user as of a moment: all operations stamped at or before `at`. 0 for a user nobody has heard of.
+    /// The balances of users, each as of a moment, in the order asked: all operations stamped at or before it. 0 for a user
+    /// nobody has heard of.
     ///
     /// # Errors
     ///
     /// [`StoreError`] if PostgreSQL gives no answer before `deadline`.
-    pub async fn balance_at(&self, user_id: &UserId, at: Timestamp, deadline: Instant) -> Result<i64, StoreError> {
-        let user_id = user_id.as_str();
-        let at = to_postgres(at);
+    pub async fn balances_at(
+        &self,
+        user_ids: &[&str],
+        moments: &[Timestamp],
+        deadline: Instant,
+    ) -> Result<Vec<i64>, StoreError> {
+        let moments: Vec<_> = moments.iter().copied().map(to_postgres).collect();
+        let moments = moments.as_slice();
         let mut lease = self.connections.lease(deadline).await?;
-        let statement = BalanceAt { user_id, at }.load(lease.connection());
+        let statement = BalancesAt { user_ids, moments }.get_result(lease.connection());
         let result = timeout_at(deadline, statement).await;
-        let rows: Vec<(i64,)> = lease.end(result)?;
-        Ok(rows.into_iter().next().map_or(0, |(balance,)| balance))
+        let (balances,): (Vec<i64>,) = lease.end(result)?;
+        Ok(balances)
     }
 
     /// At most `query.limit` operations in the order asked for.

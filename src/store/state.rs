@@ -1,7 +1,6 @@
 //! What operations need to be judged by, as the database has it: each reading is one statement, and so one snapshot.
 
 use std::collections::HashMap;
-use std::ops::RangeInclusive;
 
 use diesel::data_types::PgTimestamp;
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -17,120 +16,134 @@ use crate::domain::{
 };
 
 statement! {
-    /// A user's head, the segments that `Timeline` asks for, each as its opening and its moments, and what is stored
-    /// under the idempotency key. Part 1 is the segment the operation falls into, part 2 the first later closed one that
-    /// it would breach, part 3 the open one. One statement is one snapshot, so all of it belongs to one version.
-    struct State<'a> {
-        user_id: &'a str => Text,
-        at: PgTimestamp => Timestamptz,
-        lowest_at_most: i64 => BigInt,
-        highest_above: i64 => BigInt,
-        segment_length: i32 => Integer,
-        idempotency_key: Option<&'a str> => Nullable<Text>,
-    }
-    => (
-        Nullable<BigInt>, Nullable<BigInt>, Nullable<Timestamptz>, Nullable<Integer>,
-        Nullable<Bool>, BigInt, Bool,
-        Nullable<Array<Timestamptz>>, Nullable<Array<BigInt>>, Nullable<Array<Integer>>,
-        Nullable<SqlUuid>, Nullable<Timestamptz>, Nullable<BigInt>, Nullable<Text>, Nullable<BigInt>
-    )
-    r#"
-SELECT b.version, b.balance, b.latest, b.since_checkpoint,
-    part.wanted, coalesce(previous.balance, 0), part.until IS NOT NULL,
-    moments.timestamps, moments.changes, moments.operations,
-    earlier.operation_id, earlier."timestamp", earlier.balance_change, earlier.context, earlier.balance_after
-FROM asked
-LEFT JOIN balance b ON b.user_id = asked.user_id
-LEFT JOIN changes_history earlier
-    ON earlier.user_id = asked.user_id AND earlier.idempotency_key = asked.idempotency_key
-LEFT JOIN LATERAL (
-    SELECT c."timestamp" FROM balance_checkpoints c
-    WHERE asked.at < b.latest AND c.user_id = asked.user_id AND c."timestamp" >= asked.at
-    ORDER BY c."timestamp" LIMIT 1) own ON true
-LEFT JOIN LATERAL (
-    SELECT c."timestamp" FROM balance_checkpoints c
-    WHERE own."timestamp" IS NOT NULL AND c.user_id = asked.user_id AND c."timestamp" > own."timestamp"
-        AND (c.lowest <= asked.lowest_at_most OR c.highest > asked.highest_above)
-    ORDER BY c."timestamp" LIMIT 1) breached ON true
-CROSS JOIN LATERAL (VALUES
-    (1, own."timestamp", asked.at < b.latest),
-    (2, breached."timestamp", breached."timestamp" IS NOT NULL),
-    (3, NULL, own."timestamp" IS NOT NULL
-        OR (asked.at > b.latest AND b.since_checkpoint >= 2 * asked.segment_length))
-) part (number, until, wanted)
-LEFT JOIN LATERAL (
-    SELECT c."timestamp", c.balance FROM balance_checkpoints c
-    WHERE part.wanted AND c.user_id = asked.user_id AND c."timestamp" < coalesce(part.until, 'infinity')
-    ORDER BY c."timestamp" DESC LIMIT 1) previous ON true
-LEFT JOIN LATERAL (
-    SELECT array_agg(m."timestamp" ORDER BY m."timestamp") AS timestamps,
-        array_agg(m.change ORDER BY m."timestamp") AS changes,
-        array_agg(m.operations ORDER BY m."timestamp") AS operations
-    FROM (
-        SELECT h."timestamp", sum(h.balance_change)::bigint AS change, count(*)::integer AS operations
-        FROM changes_history h
-        WHERE part.wanted AND h.user_id = asked.user_id
-            AND h."timestamp" > coalesce(previous."timestamp", '-infinity')
-            AND h."timestamp" <= coalesce(part.until, 'infinity')
-        GROUP BY h."timestamp") m) moments ON part.wanted
-WHERE part.number = 1 OR part.wanted
-ORDER BY part.number"#
-}
-
-statement! {
-    /// A user's head, where its last checkpoint stands, the open segment where one of the operations falls before the
-    /// latest or all of them make it long enough to be divided, and what is stored under the idempotency keys. One
-    /// statement is one snapshot.
-    struct GroupStateStatement<'a> {
-        user_id: &'a str => Text,
-        earliest: PgTimestamp => Timestamptz,
-        newest: PgTimestamp => Timestamptz,
-        operations: i32 => Integer,
-        segment_length: i32 => Integer,
+    /// Of each user the head, the segments that `Timeline` asks for, and what is stored under the idempotency keys. A user
+    /// of whom no segment is wanted has one row, without a part. Part 1 is the closed segment that the deep operation falls
+    /// into, part 2 the first later closed one that it would breach, part 3 the open one. One statement is one snapshot, so
+    /// all of a user belongs to one version.
+    ///
+    /// Every step beyond the head hangs on a condition that is known before it, so that a user whose operations are in
+    /// order costs one row of `balance` and nothing else.
+    struct States<'a> {
+        user_ids: &'a [&'a str] => Array<Text>,
+        earliest: &'a [PgTimestamp] => Array<Timestamptz>,
+        newest: &'a [PgTimestamp] => Array<Timestamptz>,
+        operations: &'a [i32] => Array<Integer>,
+        deep: &'a [PgTimestamp] => Array<Timestamptz>,
+        lowest_at_most: &'a [i64] => Array<BigInt>,
+        highest_above: &'a [i64] => Array<BigInt>,
+        first_keys: &'a [i32] => Array<Integer>,
+        last_keys: &'a [i32] => Array<Integer>,
         idempotency_keys: &'a [&'a str] => Array<Text>,
+        segment_length: i32 => Integer,
+        reach: Option<i64> => Nullable<BigInt>,
     }
     => (
-        Nullable<BigInt>, Nullable<BigInt>, Nullable<Timestamptz>, Nullable<Integer>,
-        Nullable<Timestamptz>, BigInt,
-        Nullable<Array<Timestamptz>>, Nullable<Array<BigInt>>, Nullable<Array<Integer>>,
+        BigInt, Nullable<BigInt>, Nullable<BigInt>, Nullable<Timestamptz>, Nullable<Integer>,
+        Nullable<Timestamptz>, Nullable<Bool>,
+        Nullable<Bool>, Nullable<BigInt>, Nullable<Array<Timestamptz>>, Nullable<Array<BigInt>>, Nullable<Array<Integer>>,
         Nullable<Array<Text>>, Nullable<Array<SqlUuid>>, Nullable<Array<Timestamptz>>, Nullable<Array<BigInt>>,
         Nullable<Array<Text>>, Nullable<Array<BigInt>>
     )
     r#"
-SELECT b.version, b.balance, b.latest, b.since_checkpoint, closed."timestamp", coalesce(closed.balance, 0),
-    moments.timestamps, moments.changes, moments.operations,
-    earlier.keys, earlier.ids, earlier.timestamps, earlier.changes, earlier.contexts, earlier.balances
-FROM asked
-LEFT JOIN balance b ON b.user_id = asked.user_id
+SELECT q.number, b.version, b.balance, b.latest, b.since_checkpoint,
+    beyond.closed_until, beyond.is_far, beyond.is_closed, beyond.opening,
+    beyond.timestamps, beyond.changes, beyond.operations,
+    beyond.keys, beyond.ids, beyond.earlier_timestamps, beyond.earlier_changes, beyond.contexts, beyond.balances
+FROM asked CROSS JOIN unnest(asked.user_ids, asked.earliest, asked.newest, asked.operations, asked.deep,
+    asked.lowest_at_most, asked.highest_above, asked.first_keys, asked.last_keys) WITH ORDINALITY
+    AS q (user_id, earliest, newest, operations, deep, lowest_at_most, highest_above, first_key, last_key, number)
+LEFT JOIN balance b ON b.user_id = q.user_id
 LEFT JOIN LATERAL (
-    SELECT c."timestamp", c.balance FROM balance_checkpoints c
-    WHERE c.user_id = asked.user_id ORDER BY c."timestamp" DESC LIMIT 1) closed ON true
-LEFT JOIN LATERAL (
-    SELECT array_agg(m."timestamp" ORDER BY m."timestamp") AS timestamps,
-        array_agg(m.change ORDER BY m."timestamp") AS changes,
-        array_agg(m.operations ORDER BY m."timestamp") AS operations
-    FROM (
-        SELECT h."timestamp", sum(h.balance_change)::bigint AS change, count(*)::integer AS operations
+    SELECT part.number, coalesce(closed."timestamp", own."timestamp") AS closed_until,
+        far."timestamp" IS NOT NULL AS is_far, part.until IS NOT NULL AS is_closed, previous.balance AS opening,
+        moments.timestamps, moments.changes, moments.operations,
+        earlier.keys, earlier.ids, earlier.timestamps AS earlier_timestamps, earlier.changes AS earlier_changes,
+        earlier.contexts, earlier.balances
+    FROM (SELECT b.since_checkpoint::bigint + q.operations > 2 * asked.segment_length AS is_long) AS open
+    LEFT JOIN LATERAL (
+        SELECT c."timestamp" FROM balance_checkpoints c
+        WHERE q.earliest < b.latest AND q.operations > 1 AND c.user_id = q.user_id
+        ORDER BY c."timestamp" DESC LIMIT 1) closed ON true
+    LEFT JOIN LATERAL (
+        SELECT c."timestamp" FROM balance_checkpoints c
+        WHERE q.deep < b.latest AND c.user_id = q.user_id AND c."timestamp" >= q.deep
+        ORDER BY c."timestamp" LIMIT 1) own ON true
+    LEFT JOIN LATERAL (
+        SELECT c."timestamp" FROM balance_checkpoints c
+        WHERE own."timestamp" IS NOT NULL AND asked.reach IS NOT NULL
+            AND c.user_id = q.user_id AND c."timestamp" > own."timestamp"
+        ORDER BY c."timestamp" OFFSET asked.reach LIMIT 1) far ON true
+    LEFT JOIN LATERAL (
+        SELECT c."timestamp" FROM balance_checkpoints c
+        WHERE own."timestamp" IS NOT NULL AND far."timestamp" IS NULL
+            AND c.user_id = q.user_id AND c."timestamp" > own."timestamp"
+            AND (c.lowest <= q.lowest_at_most OR c.highest > q.highest_above)
+        ORDER BY c."timestamp" LIMIT 1) breached ON true
+    LEFT JOIN LATERAL (
+        SELECT p.number, p.until FROM (VALUES
+            (1, own."timestamp", own."timestamp" IS NOT NULL AND far."timestamp" IS NULL),
+            (2, breached."timestamp", breached."timestamp" IS NOT NULL),
+            (3, NULL, q.earliest < b.latest OR (q.newest > b.latest AND open.is_long))) p (number, until, wanted)
+        WHERE p.wanted) part ON true
+    LEFT JOIN LATERAL (
+        SELECT c."timestamp", c.balance FROM balance_checkpoints c
+        WHERE part.number IS NOT NULL AND c.user_id = q.user_id AND c."timestamp" < coalesce(part.until, 'infinity')
+        ORDER BY c."timestamp" DESC LIMIT 1) previous ON true
+    LEFT JOIN LATERAL (
+        SELECT array_agg(m."timestamp" ORDER BY m."timestamp") AS timestamps,
+            array_agg(m.change ORDER BY m."timestamp") AS changes,
+            array_agg(m.operations ORDER BY m."timestamp") AS operations
+        FROM (
+            SELECT h."timestamp", sum(h.balance_change)::bigint AS change, count(*)::integer AS operations
+            FROM changes_history h
+            WHERE part.number IS NOT NULL AND h.user_id = q.user_id
+                AND h."timestamp" > coalesce(previous."timestamp", '-infinity')
+                AND h."timestamp" <= coalesce(part.until, 'infinity')
+            GROUP BY h."timestamp") m) moments ON part.number IS NOT NULL
+    LEFT JOIN LATERAL (
+        SELECT array_agg(h.idempotency_key) AS keys, array_agg(h.operation_id) AS ids,
+            array_agg(h."timestamp") AS timestamps, array_agg(h.balance_change) AS changes,
+            array_agg(h.context) AS contexts, array_agg(h.balance_after) AS balances
         FROM changes_history h
-        WHERE (asked.earliest < b.latest OR (asked.newest > b.latest
-                AND b.since_checkpoint::bigint + asked.operations > 2 * asked.segment_length))
-            AND h.user_id = asked.user_id AND h."timestamp" > coalesce(closed."timestamp", '-infinity')
-        GROUP BY h."timestamp") m) moments ON true
-LEFT JOIN LATERAL (
-    SELECT array_agg(h.idempotency_key) AS keys, array_agg(h.operation_id) AS ids,
-        array_agg(h."timestamp") AS timestamps, array_agg(h.balance_change) AS changes,
-        array_agg(h.context) AS contexts, array_agg(h.balance_after) AS balances
-    FROM changes_history h
-    WHERE h.user_id = asked.user_id AND h.idempotency_key = ANY (asked.idempotency_keys)) earlier ON true"#
+        WHERE h.user_id = q.user_id
+            AND h.idempotency_key = ANY (asked.idempotency_keys[q.first_key:q.last_key])) earlier
+        ON q.first_key <= q.last_key
+    -- What the planner must not take apart: without it each user, in order or not, goes through each of these joins.
+    WHERE q.earliest < b.latest OR open.is_long OR q.first_key <= q.last_key OFFSET 0) beyond ON true
+ORDER BY q.number, beyond.number"#
+}
+
+/// Operations of one user that are to be judged by one reading: at least one.
+#[derive(Clone, Debug)]
+pub struct Group<'a> {
+    user_id: &'a UserId,
+    earliest: Timestamp,
+    newest: Timestamp,
+    operations: i32,
+    deep: &'a Operation,
+    idempotency_keys: Vec<&'a str>,
+}
+
+/// How many checkpoints may lie behind the segment of an operation for its user to be read in full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Any number.
+    Unlimited,
+    /// So many. Of an operation with more behind it nothing is read, since that would take long.
+    Checkpoints(u32),
 }
 
 /// What the database said of a user in one snapshot.
 #[derive(Clone, Debug)]
 pub struct UserState {
-    /// The timeline, as far as the operation needs it.
+    /// The timeline, as far as the operations that are [covered](Self::covers) need it.
     pub timeline: Timeline,
-    /// The operation that was accepted under the same idempotency key before.
-    pub earlier: Option<EarlierOperation>,
+    /// What was accepted under the idempotency keys before.
+    pub earlier: HashMap<String, EarlierOperation>,
+    /// Where the last checkpoint stands, if one of the operations may lie at or before it.
+    closed_until: Option<Timestamp>,
+    /// The one operation that may lie in a closed segment; none if that is out of reach.
+    deep: Option<OperationId>,
 }
 
 /// An operation that was accepted under an idempotency key.
@@ -148,42 +161,54 @@ pub struct EarlierOperation {
     pub balance_after: i64,
 }
 
-/// What the database said of a user in one snapshot, for several operations.
-#[derive(Clone, Debug)]
-pub struct GroupState {
-    /// The timeline, for operations later than `closed_until`.
-    pub timeline: Timeline,
-    /// Where the last checkpoint stands. Operations at or before it need a [`Store::state`] of their own.
-    pub closed_until: Option<Timestamp>,
-    /// What was accepted under the idempotency keys before.
-    pub earlier: HashMap<String, EarlierOperation>,
+impl<'a> Group<'a> {
+    /// A group of one operation.
+    pub fn of(operation: &'a Operation, key: Option<&'a IdempotencyKey>) -> Self {
+        Self {
+            user_id: &operation.user_id,
+            earliest: operation.timestamp,
+            newest: operation.timestamp,
+            operations: 1,
+            deep: operation,
+            idempotency_keys: key.map(IdempotencyKey::as_str).into_iter().collect(),
+        }
+    }
+
+    /// Adds an operation of the same user. Of all operations that lie in closed segments one reading can cover a single
+    /// one: the earliest, unless [`deep_first`](Self::deep_first) names another.
+    pub fn add(&mut self, operation: &'a Operation, key: Option<&'a IdempotencyKey>) {
+        if operation.timestamp < self.earliest {
+            self.earliest = operation.timestamp;
+            self.deep = operation;
+        }
+        self.newest = self.newest.max(operation.timestamp);
+        self.operations = self.operations.saturating_add(1);
+        self.idempotency_keys.extend(key.map(IdempotencyKey::as_str));
+    }
+
+    /// Makes `operation`, one of the group, the one that is covered in a closed segment.
+    pub fn deep_first(&mut self, operation: &'a Operation) {
+        self.deep = operation;
+    }
+}
+
+impl UserState {
+    /// Whether the timeline was read far enough to judge this operation of the group.
+    pub fn covers(&self, operation: &Operation) -> bool {
+        self.closed_until.is_none_or(|closed| operation.timestamp > closed) || self.deep == Some(operation.id)
+    }
 }
 
 type StateRow = (
+    i64,
     Option<i64>,
     Option<i64>,
     Option<PgTimestamp>,
     Option<i32>,
+    Option<PgTimestamp>,
     Option<bool>,
-    i64,
-    bool,
-    Option<Vec<PgTimestamp>>,
-    Option<Vec<i64>>,
-    Option<Vec<i32>>,
-    Option<Uuid>,
-    Option<PgTimestamp>,
+    Option<bool>,
     Option<i64>,
-    Option<String>,
-    Option<i64>,
-);
-
-type GroupStateRow = (
-    Option<i64>,
-    Option<i64>,
-    Option<PgTimestamp>,
-    Option<i32>,
-    Option<PgTimestamp>,
-    i64,
     Option<Vec<PgTimestamp>>,
     Option<Vec<i64>>,
     Option<Vec<i32>>,
@@ -195,154 +220,125 @@ type GroupStateRow = (
     Option<Vec<i64>>,
 );
 
+/// The groups as the columns of one `unnest`.
+#[derive(Default)]
+struct Columns<'a> {
+    user_ids: Vec<&'a str>,
+    earliest: Vec<PgTimestamp>,
+    newest: Vec<PgTimestamp>,
+    operations: Vec<i32>,
+    deep: Vec<PgTimestamp>,
+    lowest_at_most: Vec<i64>,
+    highest_above: Vec<i64>,
+    first_keys: Vec<i32>,
+    last_keys: Vec<i32>,
+    idempotency_keys: Vec<&'a str>,
+}
+
+impl<'a> Columns<'a> {
+    fn of(groups: &[Group<'a>]) -> Self {
+        let mut columns = Self::default();
+        for group in groups {
+            let breach = Breach::of(group.deep.balance_change);
+            columns.user_ids.push(group.user_id.as_str());
+            columns.earliest.push(to_postgres(group.earliest));
+            columns.newest.push(to_postgres(group.newest));
+            columns.operations.push(group.operations);
+            columns.deep.push(to_postgres(group.deep.timestamp));
+            columns.lowest_at_most.push(breach.lowest_at_most);
+            columns.highest_above.push(breach.highest_above);
+            columns.first_keys.push(columns.key_count() + 1);
+            columns.idempotency_keys.extend(&group.idempotency_keys);
+            columns.last_keys.push(columns.key_count());
+        }
+        columns
+    }
+
+    fn key_count(&self) -> i32 {
+        i32::try_from(self.idempotency_keys.len()).expect("a statement has far fewer keys than two thousand million")
+    }
+}
+
 impl Store {
-    /// Reads what is needed to judge `operation`, and what was accepted under `key` before.
+    /// Reads what is needed to judge groups of operations, each of another user: a state for each, in their order.
     ///
     /// # Errors
     ///
     /// [`StoreError`] if PostgreSQL gives no answer before `deadline`.
-    pub async fn state(
+    pub async fn states(
         &self,
-        operation: &Operation,
-        key: Option<&IdempotencyKey>,
+        groups: &[Group<'_>],
+        reach: Reach,
         deadline: Instant,
-    ) -> Result<UserState, StoreError> {
-        let breach = Breach::of(operation.balance_change);
-        let state = State {
-            user_id: operation.user_id.as_str(),
-            at: to_postgres(operation.timestamp),
-            lowest_at_most: breach.lowest_at_most,
-            highest_above: breach.highest_above,
+    ) -> Result<Vec<UserState>, StoreError> {
+        let columns = Columns::of(groups);
+        let statement = States {
+            user_ids: &columns.user_ids,
+            earliest: &columns.earliest,
+            newest: &columns.newest,
+            operations: &columns.operations,
+            deep: &columns.deep,
+            lowest_at_most: &columns.lowest_at_most,
+            highest_above: &columns.highest_above,
+            first_keys: &columns.first_keys,
+            last_keys: &columns.last_keys,
+            idempotency_keys: &columns.idempotency_keys,
             segment_length: to_stored_count(self.segment_length.operations()),
-            idempotency_key: key.map(IdempotencyKey::as_str),
+            reach: match reach {
+                Reach::Unlimited => None,
+                Reach::Checkpoints(count) => Some(i64::from(count)),
+            },
         };
         let mut lease = self.connections.lease(deadline).await?;
-        let statement = state.load(lease.connection());
-        let result = timeout_at(deadline, statement).await;
+        let loading = statement.load(lease.connection());
+        let result = timeout_at(deadline, loading).await;
         let rows: Vec<StateRow> = lease.end(result)?;
-        Ok(self.to_user_state(rows))
+        let mut rows = rows.into_iter().peekable();
+        let mut number = 0;
+        let states = groups.iter().map(|group| {
+            number += 1;
+            self.to_user_state(group, std::iter::from_fn(|| rows.next_if(|row| row.0 == number)))
+        });
+        Ok(states.collect())
     }
 
-    fn to_user_state(&self, rows: Vec<StateRow>) -> UserState {
+    fn to_user_state(&self, group: &Group<'_>, rows: impl Iterator<Item = StateRow>) -> UserState {
         let mut head = Head::default();
         let mut segments = Vec::new();
-        let mut earlier = None;
+        let mut earlier = HashMap::new();
+        let mut closed_until = None;
+        let mut deep = Some(group.deep.id);
         for row in rows {
-            let (
-                version,
-                balance,
-                latest,
-                since_checkpoint,
-                wanted,
-                opening,
-                closed,
-                timestamps,
-                changes,
-                operations,
-                ..,
-            ) = row;
-            head = to_head(version, balance, latest, since_checkpoint);
-            if let (.., Some(id), Some(timestamp), Some(balance_change), Some(context), Some(balance_after)) = row {
-                earlier = Some(EarlierOperation {
-                    id: OperationId(id),
-                    timestamp: from_postgres(timestamp),
-                    balance_change,
-                    context,
-                    balance_after,
-                });
-            }
-            if wanted == Some(true) {
+            let (_, version, balance, latest, since_checkpoint, last_checkpoint, is_far, is_closed, ..) = row;
+            let (.., opening, timestamps, changes, operations, keys, ids, at, balance_changes, contexts, after) = row;
+            head = Head {
+                version: version.unwrap_or(0),
+                balance: balance.unwrap_or(0),
+                latest: latest.map(from_postgres),
+                since_checkpoint: from_stored_count(since_checkpoint.unwrap_or(0)),
+            };
+            closed_until = last_checkpoint.map(from_postgres);
+            deep = deep.filter(|_| is_far != Some(true));
+            let closed = is_closed == Some(true);
+            let moments = to_moments(timestamps, changes, operations);
+            // An open segment without operations is known without reading it, and is as well divided as any.
+            if closed || !moments.is_empty() || head.since_checkpoint == 0 {
                 segments.push(Segment {
-                    opening,
-                    moments: to_moments(timestamps, changes, operations),
+                    opening: opening.unwrap_or(0),
+                    moments,
                     closed,
                 });
+            }
+            if earlier.is_empty() {
+                earlier = to_earlier(keys, ids, at, balance_changes, contexts, after);
             }
         }
         UserState {
             timeline: Timeline::new(head, segments, self.segment_length),
             earlier,
+            closed_until,
+            deep,
         }
-    }
-
-    /// Reads what is needed to judge so many operations of one user, stamped within `moments`, and what was accepted under
-    /// `keys` before.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`] if PostgreSQL gives no answer before `deadline`.
-    pub async fn group_state(
-        &self,
-        user_id: &UserId,
-        moments: RangeInclusive<Timestamp>,
-        operations: usize,
-        keys: &[&str],
-        deadline: Instant,
-    ) -> Result<GroupState, StoreError> {
-        let state = GroupStateStatement {
-            user_id: user_id.as_str(),
-            earliest: to_postgres(*moments.start()),
-            newest: to_postgres(*moments.end()),
-            operations: i32::try_from(operations).unwrap_or(i32::MAX),
-            segment_length: to_stored_count(self.segment_length.operations()),
-            idempotency_keys: keys,
-        };
-        let mut lease = self.connections.lease(deadline).await?;
-        let statement = state.get_result(lease.connection());
-        let result = timeout_at(deadline, statement).await;
-        let row: GroupStateRow = lease.end(result)?;
-        Ok(self.to_group_state(row))
-    }
-
-    fn to_group_state(&self, row: GroupStateRow) -> GroupState {
-        let (version, balance, latest, since_checkpoint, closed_until, opening, timestamps, changes, operations, ..) =
-            row;
-        let (.., keys, ids, earlier_at, earlier_changes, contexts, balances) = row;
-        let head = to_head(version, balance, latest, since_checkpoint);
-        let moments = to_moments(timestamps, changes, operations);
-        // An open segment without operations is known without reading it, and is as well divided as any.
-        let is_known = !moments.is_empty() || head.since_checkpoint == 0;
-        let open = is_known.then_some(Segment {
-            opening,
-            moments,
-            closed: false,
-        });
-        let places = earlier_at
-            .unwrap_or_default()
-            .into_iter()
-            .zip(earlier_changes.unwrap_or_default());
-        let texts = contexts
-            .unwrap_or_default()
-            .into_iter()
-            .zip(balances.unwrap_or_default());
-        let named = keys.unwrap_or_default().into_iter().zip(ids.unwrap_or_default());
-        let earlier =
-            named
-                .zip(places.zip(texts))
-                .map(|((key, id), ((at, balance_change), (context, balance_after)))| {
-                    let earlier = EarlierOperation {
-                        id: OperationId(id),
-                        timestamp: from_postgres(at),
-                        balance_change,
-                        context,
-                        balance_after,
-                    };
-                    (key, earlier)
-                });
-        GroupState {
-            timeline: Timeline::new(head, open.into_iter().collect(), self.segment_length),
-            closed_until: closed_until.map(from_postgres),
-            earlier: earlier.collect(),
-        }
-    }
-}
-
-fn to_head(version: Option<i64>, balance: Option<i64>, latest: Option<PgTimestamp>, since: Option<i32>) -> Head {
-    Head {
-        version: version.unwrap_or(0),
-        balance: balance.unwrap_or(0),
-        latest: latest.map(from_postgres),
-        since_checkpoint: from_stored_count(since.unwrap_or(0)),
     }
 }
 
@@ -362,4 +358,36 @@ fn to_moments(
         operations: from_stored_count(operations),
     };
     moments.map(moment).collect()
+}
+
+fn to_earlier(
+    keys: Option<Vec<String>>,
+    ids: Option<Vec<Uuid>>,
+    timestamps: Option<Vec<PgTimestamp>>,
+    balance_changes: Option<Vec<i64>>,
+    contexts: Option<Vec<String>>,
+    balances: Option<Vec<i64>>,
+) -> HashMap<String, EarlierOperation> {
+    let Some(keys) = keys else {
+        return HashMap::new();
+    };
+    let places = timestamps
+        .into_iter()
+        .flatten()
+        .zip(balance_changes.into_iter().flatten());
+    let texts = contexts.into_iter().flatten().zip(balances.into_iter().flatten());
+    let named = keys.into_iter().zip(ids.into_iter().flatten());
+    let earlier = named
+        .zip(places.zip(texts))
+        .map(|((key, id), ((at, balance_change), (context, balance_after)))| {
+            let earlier = EarlierOperation {
+                id: OperationId(id),
+                timestamp: from_postgres(at),
+                balance_change,
+                context,
+                balance_after,
+            };
+            (key, earlier)
+        });
+    earlier.collect()
 }

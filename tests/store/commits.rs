@@ -8,7 +8,7 @@ use balance::domain::SegmentLength;
 use balance::store::{CommitError, CommitOutcome, Commitment, Store, StoreError};
 use tokio::time::Instant;
 
-use crate::ledger::{accept, at, check_stored, operation, soon, store};
+use crate::ledger::{accept, at, balance_at, check_stored, commit, operation, soon, state, store};
 use crate::support::postgres::{Database, fresh_database};
 
 async fn counts(database: &Database) -> (i64, i64, i64) {
@@ -32,8 +32,8 @@ async fn race(database: &Database, existing: i64) {
     }
     let ours = operation("alice", 5, 100);
     let theirs = operation("alice", 7, 101);
-    let mut our_state = first.state(&ours, None, soon()).await.unwrap();
-    let mut their_state = second.state(&theirs, None, soon()).await.unwrap();
+    let mut our_state = state(&first, &ours, None).await;
+    let mut their_state = state(&second, &theirs, None).await;
     let our_entry = our_state.timeline.accept(&ours).unwrap();
     let their_entry = their_state.timeline.accept(&theirs).unwrap();
     let commitment = |operation, entry| Commitment {
@@ -43,14 +43,12 @@ async fn race(database: &Database, existing: i64) {
         entry,
     };
     let (our_changes, their_changes) = (our_state.timeline.into_changes(), their_state.timeline.into_changes());
-    let won = first
-        .commit(&[commitment(&ours, our_entry)], &our_changes, "a", soon())
+    let won = commit(&first, &[commitment(&ours, our_entry)], &our_changes, soon())
         .await
         .unwrap();
     assert_eq!(won, CommitOutcome::Stored);
     let before = counts(database).await;
-    let lost = second
-        .commit(&[commitment(&theirs, their_entry)], &their_changes, "b", soon())
+    let lost = commit(&second, &[commitment(&theirs, their_entry)], &their_changes, soon())
         .await
         .unwrap();
     assert_eq!(lost, CommitOutcome::Conflict);
@@ -94,16 +92,16 @@ async fn many_writers_of_one_user_lose_no_operation() {
                 for step in 0..5 {
                     let operation = operation("alice", 1, (writer * 7 + step * 3) % 20);
                     loop {
-                        let mut state = store.state(&operation, None, soon()).await.unwrap();
-                        let entry = state.timeline.accept(&operation).unwrap();
+                        let mut read = state(&store, &operation, None).await;
+                        let entry = read.timeline.accept(&operation).unwrap();
                         let commitment = Commitment {
                             operation: &operation,
                             idempotency_key: None,
                             approved: false,
                             entry,
                         };
-                        let changes = state.timeline.into_changes();
-                        let outcome = store.commit(&[commitment], &changes, "test", soon()).await.unwrap();
+                        let changes = read.timeline.into_changes();
+                        let outcome = commit(&store, &[commitment], &changes, soon()).await.unwrap();
                         if outcome == CommitOutcome::Stored {
                             break;
                         }
@@ -136,17 +134,17 @@ async fn a_commit_that_gives_no_result_is_in_doubt_and_its_fate_can_be_read() {
         .unwrap();
 
     let operation = operation("alice", 5, 2);
-    let mut state = store.state(&operation, None, soon()).await.unwrap();
-    let entry = state.timeline.accept(&operation).unwrap();
+    let mut read = state(&store, &operation, None).await;
+    let entry = read.timeline.accept(&operation).unwrap();
     let commitment = Commitment {
         operation: &operation,
         idempotency_key: None,
         approved: false,
         entry,
     };
-    let changes = state.timeline.into_changes();
+    let changes = read.timeline.into_changes();
     let short = Instant::now() + Duration::from_millis(200);
-    let result = store.commit(&[commitment], &changes, "test", short).await;
+    let result = commit(&store, &[commitment], &changes, short).await;
     assert!(
         matches!(result, Err(CommitError::InDoubt(StoreError::TimedOut))),
         "{result:?}"
@@ -157,7 +155,7 @@ async fn a_commit_that_gives_no_result_is_in_doubt_and_its_fate_can_be_read() {
     let stored = store.stored_among(&operation.user_id, &mine, soon()).await.unwrap();
     assert!(stored.is_empty());
     blocker.batch_execute("COMMIT").await.unwrap();
-    let retried = store.commit(&[commitment], &changes, "test", soon()).await.unwrap();
+    let retried = commit(&store, &[commitment], &changes, soon()).await.unwrap();
     let stored = store.stored_among(&operation.user_id, &mine, soon()).await.unwrap();
     assert_eq!(stored.get(&operation.id), Some(&15), "{retried:?}");
     assert_eq!(counts(&database).await, (2, 2, 0));
@@ -170,8 +168,7 @@ async fn a_store_recovers_when_all_its_connections_are_cut() {
     let reads = (0..16).map(|_| {
         let store = Arc::clone(&store);
         async move {
-            store
-                .balance_at(&operation("alice", 0, 0).user_id, at(0), soon())
+            balance_at(&store, &operation("alice", 0, 0).user_id, at(0))
                 .await
                 .unwrap()
         }
@@ -180,7 +177,7 @@ async fn a_store_recovers_when_all_its_connections_are_cut() {
     let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'test' AND datname = current_database()";
     assert!(database.client().await.execute(cut, &[]).await.unwrap() > 0);
     let user = operation("alice", 0, 0).user_id;
-    let read = balance::store::repeat_read(soon(), || store.balance_at(&user, at(0), soon())).await;
+    let read = balance::store::repeat_read(soon(), || balance_at(&store, &user, at(0))).await;
     assert_eq!(read.unwrap(), 0);
     accept(&store, &operation("alice", 1, 1)).await.unwrap();
 }
@@ -193,6 +190,6 @@ async fn a_database_that_is_not_there_is_unreachable() {
         application_name: "test".to_owned(),
     };
     let store = Store::new(&config, SegmentLength::DEFAULT);
-    let result = store.balance_at(&operation("alice", 0, 0).user_id, at(0), soon()).await;
+    let result = balance_at(&store, &operation("alice", 0, 0).user_id, at(0)).await;
     assert!(matches!(result, Err(StoreError::Unreachable(_))), "{result:?}");
 }

@@ -1,10 +1,16 @@
 //! Everything the store answers, against a naive model: a list of operations, sorted and summed at every moment.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use balance::config::{DatabaseConfig, DatabaseUrl};
-use balance::domain::{Context, IdempotencyKey, Operation, OperationId, Refusal, SegmentLength, Timestamp, UserId};
-use balance::store::{CommitOutcome, Commitment, HistoryOrder, HistoryQuery, Store};
+use balance::domain::{
+    Changes, Context, IdempotencyKey, Operation, OperationId, Refusal, SegmentLength, Timestamp, UserId,
+};
+use balance::store::{
+    CommitError, CommitOutcome, Commitment, Group, GroupCommit, HistoryOrder, HistoryQuery, Reach, Store, StoreError,
+    UserState,
+};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use tokio::time::Instant;
@@ -40,9 +46,42 @@ pub fn operation(user_id: &str, balance_change: i64, seconds: i64) -> Operation 
     }
 }
 
+/// What one operation needs to be judged.
+pub async fn state(store: &Store, operation: &Operation, key: Option<&IdempotencyKey>) -> UserState {
+    let group = [Group::of(operation, key)];
+    let mut states = store.states(&group, Reach::Unlimited, soon()).await.unwrap();
+    assert_eq!(states.len(), 1);
+    let state = states.pop().unwrap();
+    assert!(state.covers(operation));
+    state
+}
+
+/// Commits operations of one user.
+pub async fn commit(
+    store: &Store,
+    commitments: &[Commitment<'_>],
+    changes: &Changes,
+    deadline: Instant,
+) -> Result<CommitOutcome, CommitError> {
+    let group = GroupCommit {
+        commitments: commitments.to_vec(),
+        changes: changes.clone(),
+    };
+    let outcomes = store.commit(&[group], "test", deadline).await?;
+    assert_eq!(outcomes.len(), 1);
+    Ok(outcomes[0])
+}
+
+/// The balance of one user as of one moment.
+pub async fn balance_at(store: &Store, user_id: &UserId, moment: Timestamp) -> Result<i64, StoreError> {
+    let balances = store.balances_at(&[user_id.as_str()], &[moment], soon()).await?;
+    assert_eq!(balances.len(), 1);
+    Ok(balances[0])
+}
+
 /// Reads, judges and commits one operation, as a replica alone would.
 pub async fn accept(store: &Store, operation: &Operation) -> Result<i64, Refusal> {
-    let mut state = store.state(operation, None, soon()).await.unwrap();
+    let mut state = state(store, operation, None).await;
     let entry = state.timeline.accept(operation)?;
     let commitment = Commitment {
         operation,
@@ -51,45 +90,78 @@ pub async fn accept(store: &Store, operation: &Operation) -> Result<i64, Refusal
         entry,
     };
     let changes = state.timeline.into_changes();
-    let outcome = store.commit(&[commitment], &changes, "test", soon()).await.unwrap();
+    let outcome = commit(store, &[commitment], &changes, soon()).await.unwrap();
     assert_eq!(outcome, CommitOutcome::Stored);
     Ok(entry.balance_after)
 }
 
-/// Reads, judges and commits operations together; those in a closed segment alone, as a replica does.
-async fn accept_together(store: &Store, operations: &[Operation]) -> Vec<Result<i64, Refusal>> {
-    let user_id = &operations[0].user_id;
-    let timestamps = || operations.iter().map(|operation| operation.timestamp);
-    let moments = timestamps().min().unwrap()..=timestamps().max().unwrap();
-    let mut state = store
-        .group_state(user_id, moments, operations.len(), &[], soon())
-        .await
-        .unwrap();
-    let mut answers = vec![None; operations.len()];
-    let mut commitments = Vec::new();
-    for (index, operation) in operations.iter().enumerate() {
-        if Some(operation.timestamp) > state.closed_until {
-            let judged = state.timeline.accept(operation);
-            if let Ok(entry) = judged {
-                commitments.push(Commitment {
+/// An answer, and its place among all that were judged.
+type Judged = (usize, Result<i64, Refusal>);
+
+/// Reads, judges and commits groups of operations, each group of another user, with one statement each; what a reading
+/// does not cover goes into the next one, as in a replica.
+async fn accept_groups(store: &Store, groups: &[Vec<Operation>], reach: Reach) -> Vec<Vec<Judged>> {
+    let mut answers: Vec<Vec<Option<Judged>>> = groups.iter().map(|group| vec![None; group.len()]).collect();
+    let mut passed_over: Vec<Option<usize>> = vec![None; groups.len()];
+    // Far from being held up for ever, what is out of reach is read for without a limit.
+    let mut reaches = std::iter::once(reach).chain(std::iter::repeat(Reach::Unlimited));
+    let mut judged_so_far = 0;
+    loop {
+        let left: Vec<usize> = (0..groups.len())
+            .filter(|group| answers[*group].contains(&None))
+            .collect();
+        if left.is_empty() {
+            return answers
+                .into_iter()
+                .map(|group| group.into_iter().flatten().collect())
+                .collect();
+        }
+        let asked = left.iter().map(|group| {
+            let (operations, answers) = (&groups[*group], &answers[*group]);
+            let open = operations.iter().zip(answers).filter(|(_, answer)| answer.is_none());
+            let mut open = open.map(|(operation, _)| operation);
+            let mut asked = Group::of(open.next().unwrap(), None);
+            open.for_each(|operation| asked.add(operation, None));
+            if let Some(index) = passed_over[*group] {
+                asked.deep_first(&operations[index]);
+            }
+            asked
+        });
+        let asked: Vec<_> = asked.collect();
+        let states = store.states(&asked, reaches.next().unwrap(), soon()).await.unwrap();
+        let mut commits = Vec::new();
+        for (group, mut state) in left.into_iter().zip(states) {
+            let mut commitments = Vec::new();
+            passed_over[group] = None;
+            for (index, operation) in groups[group].iter().enumerate() {
+                if answers[group][index].is_some() {
+                    continue;
+                }
+                if !state.covers(operation) {
+                    passed_over[group].get_or_insert(index);
+                    continue;
+                }
+                let judged = state.timeline.accept(operation);
+                commitments.extend(judged.map(|entry| Commitment {
                     operation,
                     idempotency_key: None,
                     approved: false,
                     entry,
-                });
+                }));
+                answers[group][index] = Some((judged_so_far, judged.map(|entry| entry.balance_after)));
+                judged_so_far += 1;
             }
-            answers[index] = Some(judged.map(|entry| entry.balance_after));
+            commits.push(GroupCommit {
+                commitments,
+                changes: state.timeline.into_changes(),
+            });
         }
+        let outcomes = store.commit(&commits, "test", soon()).await.unwrap();
+        assert!(
+            outcomes.iter().all(|outcome| *outcome == CommitOutcome::Stored),
+            "{outcomes:?}"
+        );
     }
-    let changes = state.timeline.into_changes();
-    let outcome = store.commit(&commitments, &changes, "test", soon()).await.unwrap();
-    assert_eq!(outcome, CommitOutcome::Stored);
-    for (index, operation) in operations.iter().enumerate() {
-        if answers[index].is_none() {
-            answers[index] = Some(accept(store, operation).await);
-        }
-    }
-    answers.into_iter().flatten().collect()
 }
 
 #[derive(Default)]
@@ -147,7 +219,7 @@ impl NaiveModel {
 /// Every read the store offers gives what the model gives.
 async fn check_reads(store: &Store, user_id: &UserId, model: &NaiveModel, page: u32) {
     for seconds in -1..=32 {
-        let read = store.balance_at(user_id, at(seconds), soon()).await.unwrap();
+        let read = balance_at(store, user_id, at(seconds)).await.unwrap();
         assert_eq!(i128::from(read), model.balance_at(seconds), "as of {seconds}");
     }
     for order in [HistoryOrder::OldestFirst, HistoryOrder::NewestFirst] {
@@ -230,46 +302,46 @@ fn every_answer_and_everything_stored_is_the_naive_models() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let database = runtime.block_on(fresh_database());
     let client = runtime.block_on(database.client());
-    let operations = prop::collection::vec(prop::collection::vec((change(), 0..30_i64), 1..5), 1..14);
+    let group = || prop::collection::vec((change(), 0..30_i64), 1..5);
+    // In each batch every user has a group or none.
+    let batches = prop::collection::vec(prop::collection::vec(prop::option::weighted(0.8, group()), 3), 1..14);
+    let reach = prop_oneof![Just(Reach::Unlimited), (0..3_u32).prop_map(Reach::Checkpoints)];
     let mut runner = TestRunner::new(Config::with_cases(40));
-    let run = runner.run(&(1..5_u32, 1..5_u32, operations), |(length, page, groups)| {
-        runtime.block_on(async {
-            let store = store(&database, length);
-            let user = Uuid::now_v7().to_string();
-            let mut model = NaiveModel::default();
-            for group in groups {
-                let operations: Vec<_> = group
-                    .iter()
-                    .map(|(change, seconds)| operation(&user, *change, *seconds))
-                    .collect();
-                let closed = if let [single] = operations.as_slice() {
-                    assert_eq!(accept(&store, single).await, model.accept(group[0].0, group[0].1));
-                    continue;
-                } else {
-                    last_checkpoint(&client, &user).await
-                };
-                let answers = accept_together(&store, &operations).await;
-                // Those in a closed segment are judged after the others.
-                let (open, deep): (Vec<_>, Vec<_>) =
-                    (0..group.len()).partition(|index| Some(operations[*index].timestamp) > closed);
-                for index in open.into_iter().chain(deep) {
-                    let (change, seconds) = group[index];
-                    assert_eq!(answers[index], model.accept(change, seconds), "{change:+} @{seconds}");
+    let run = runner.run(
+        &(1..5_u32, 1..5_u32, reach, batches),
+        |(length, page, reach, batches)| {
+            runtime.block_on(async {
+                let store = store(&database, length);
+                let users = [(); 3].map(|()| Uuid::now_v7().to_string());
+                let mut models: [NaiveModel; 3] = Default::default();
+                for batch in batches {
+                    let of_users = batch.into_iter().enumerate();
+                    let (whose, groups): (Vec<_>, Vec<_>) =
+                        of_users.filter_map(|(user, group)| Some((user, group?))).unzip();
+                    let operations = whose.iter().zip(&groups).map(|(user, group)| {
+                        let operations = group.iter();
+                        let operations =
+                            operations.map(|(change, seconds)| operation(&users[*user], *change, *seconds));
+                        operations.collect()
+                    });
+                    let answers = accept_groups(&store, &operations.collect::<Vec<_>>(), reach).await;
+                    for ((user, group), answers) in whose.into_iter().zip(groups).zip(answers) {
+                        let mut judged: Vec<_> = group.into_iter().zip(answers).collect();
+                        judged.sort_by_key(|(_, (place, _))| *place);
+                        for ((change, seconds), (_, answer)) in judged {
+                            assert_eq!(answer, models[user].accept(change, seconds), "{change:+} @{seconds}");
+                        }
+                    }
                 }
-            }
-            check_reads(&store, &UserId::new(&user).unwrap(), &model, page).await;
-        });
-        Ok(())
-    });
+                for (user, model) in users.iter().zip(&models) {
+                    check_reads(&store, &UserId::new(user).unwrap(), model, page).await;
+                }
+            });
+            Ok(())
+        },
+    );
     run.unwrap();
     runtime.block_on(check_stored(&client));
-}
-
-async fn last_checkpoint(client: &Client, user_id: &str) -> Option<Timestamp> {
-    let query =
-        "SELECT (extract(epoch FROM max(timestamp)) * 1000000)::bigint FROM balance_checkpoints WHERE user_id = $1";
-    let row = client.query_one(query, &[&user_id]).await.unwrap();
-    row.get::<_, Option<i64>>(0).and_then(Timestamp::from_unix_microseconds)
 }
 
 #[tokio::test]
@@ -278,32 +350,30 @@ async fn an_operation_is_found_again_under_its_idempotency_key() {
     let store = store(&database, 2);
     let first = operation("alice", 10, 10);
     let key = IdempotencyKey::new("key").unwrap();
-    let mut state = store.state(&first, Some(&key), soon()).await.unwrap();
-    assert_eq!(state.earlier, None);
-    let entry = state.timeline.accept(&first).unwrap();
+    let mut before = state(&store, &first, Some(&key)).await;
+    assert!(before.earlier.is_empty());
+    let entry = before.timeline.accept(&first).unwrap();
     let commitment = Commitment {
         operation: &first,
         idempotency_key: Some(&key),
         approved: true,
         entry,
     };
-    let changes = state.timeline.into_changes();
-    store.commit(&[commitment], &changes, "test", soon()).await.unwrap();
+    let changes = before.timeline.into_changes();
+    commit(&store, &[commitment], &changes, soon()).await.unwrap();
     accept(&store, &operation("alice", 5, 5)).await.unwrap();
 
-    let found = store.state(&first, Some(&key), soon()).await.unwrap().earlier.unwrap();
-    assert_eq!((found.id, found.balance_after), (first.id, 10));
-    let together = store
-        .group_state(&first.user_id, at(0)..=at(10), 1, &["other", "key"], soon())
-        .await
-        .unwrap();
-    assert_eq!(together.earlier["key"], found);
-    assert_eq!(together.earlier.len(), 1);
-    let of_another = operation("bob", 10, 10);
-    assert_eq!(
-        store.state(&of_another, Some(&key), soon()).await.unwrap().earlier,
-        None
-    );
+    let found = state(&store, &first, Some(&key)).await.earlier;
+    assert_eq!((found["key"].id, found["key"].balance_after), (first.id, 10));
+    // Among several users, each with keys of its own, the key is found with its user only.
+    let other = IdempotencyKey::new("other").unwrap();
+    let (of_bob, again) = (operation("bob", 10, 10), operation("alice", 1, 20));
+    let mut alice = Group::of(&again, Some(&other));
+    alice.add(&first, Some(&key));
+    let groups = [Group::of(&of_bob, Some(&key)), alice, Group::of(&of_bob, None)];
+    let states = store.states(&groups, Reach::Unlimited, soon()).await.unwrap();
+    let earlier: Vec<_> = states.into_iter().map(|state| state.earlier).collect();
+    assert_eq!(earlier, [HashMap::new(), found, HashMap::new()]);
 }
 
 #[tokio::test]
@@ -315,13 +385,13 @@ async fn a_past_read_looks_at_two_segments_and_a_present_one_at_none() {
         let operations: Vec<_> = (start..start + 250)
             .map(|second| operation("alice", 1, second))
             .collect();
-        accept_together(&store, &operations).await;
+        accept_groups(&store, &[operations], Reach::Unlimited).await;
     }
     let client = database.client().await;
     client.batch_execute("ANALYZE").await.unwrap();
     for (moment, most) in [(10_000, 3 * 128), (19_990, 3 * 128), (20_000, 0)] {
         let before = rows_read(&client).await;
-        let read = store.balance_at(&user, at(moment), soon()).await.unwrap();
+        let read = balance_at(&store, &user, at(moment)).await.unwrap();
         assert_eq!(read, (moment + 1).min(20_000));
         let rows = rows_read(&client).await - before;
         assert!(rows <= most, "{rows} rows of the history for a read as of {moment}");

@@ -1,9 +1,7 @@
 //! Why an operation was not answered as asked. These know nothing of HTTP; `http` turns them into problems.
 
-use crate::approver::ApproverError;
 use crate::causes::causes;
 use crate::domain::Refusal;
-use crate::ledger::NotRecorded;
 use crate::operations_log::LogUnavailable;
 use crate::store::StoreError;
 
@@ -73,35 +71,12 @@ impl From<Unavailable> for ChangeError {
     }
 }
 
-impl From<NotRecorded> for ChangeError {
-    fn from(reason: NotRecorded) -> Self {
-        match reason {
-            NotRecorded::Refused(refusal) => ChangeError::Refused(refusal),
-            NotRecorded::IdempotencyKeyReused => ChangeError::IdempotencyKeyReused,
-            NotRecorded::StoreUnavailable => Unavailable::Database.into(),
-            NotRecorded::StoreBusy => Unavailable::Overloaded.into(),
-            NotRecorded::TooManyConflicts => Unavailable::TooManyConflicts.into(),
-            NotRecorded::OutcomeUnknown => ChangeError::OutcomeUnknown,
-        }
-    }
-}
-
 impl From<StoreError> for Unavailable {
     fn from(error: StoreError) -> Self {
-        tracing::warn!("PostgreSQL failed a read: {}", causes(&error));
+        tracing::warn!("PostgreSQL failed: {}", causes(&error));
         match error {
             StoreError::Unreachable(_) | StoreError::Failed(_) | StoreError::TimedOut => Unavailable::Database,
             StoreError::Busy => Unavailable::Overloaded,
-        }
-    }
-}
-
-impl From<ApproverError> for Unavailable {
-    fn from(error: ApproverError) -> Self {
-        tracing::warn!("the Approver gave no verdict: {}", causes(&error));
-        match error {
-            ApproverError::Busy => Unavailable::Overloaded,
-            ApproverError::TimedOut | ApproverError::Failed(_) | ApproverError::Unexpected(_) => Unavailable::Approver,
         }
     }
 }

@@ -1,0 +1,156 @@
+//! Changes that wait for their answers, and the answers on their way: first the lines of the operations log, written
+//! together, then the callers are told.
+
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+use super::{Answer, ChangeError, Place, Proposal, Recorded, Unavailable};
+use crate::domain::{Entry, IdempotencyKey, Operation};
+use crate::operations_log::{Lines, LogUnavailable, OperationName, Outcome, Record, Slot, Written};
+
+/// How long a line may take to be written after the operation's own deadline.
+pub const LOG_GRACE: Duration = Duration::from_secs(1);
+
+/// A change that waits for its answer.
+pub(super) struct Pending {
+    pub(super) proposal: Proposal,
+    /// When the caller wants to know at the latest.
+    pub(super) deadline: Instant,
+    /// The version that a commit of this change started from, when its result was lost.
+    ///
+    /// Only one commit can move the user on from there. While the user is still at that version, trying again cannot
+    /// store the change twice; once the user has moved on, the commit has won or never will, and the history tells
+    /// which. A later version stands for all earlier ones.
+    pub(super) in_doubt: Option<i64>,
+    /// Whether a reading has passed it over for another one deep in the past.
+    pub(super) passed_over: bool,
+    caller: Caller,
+}
+
+/// Who asked, and what it holds until it is told.
+struct Caller {
+    slot: Slot,
+    answer: oneshot::Sender<Answer>,
+    under_way: OwnedSemaphorePermit,
+}
+
+impl Pending {
+    pub(super) fn new(proposal: Proposal, place: Place, answer: oneshot::Sender<Answer>) -> Self {
+        let Place {
+            slot,
+            under_way,
+            deadline,
+        } = place;
+        Self {
+            proposal,
+            deadline,
+            in_doubt: None,
+            passed_over: false,
+            caller: Caller {
+                slot,
+                answer,
+                under_way,
+            },
+        }
+    }
+
+    pub(super) fn accepted(&self, entry: Entry) -> Recorded {
+        Recorded {
+            id: self.proposal.operation.id,
+            balance: entry.balance_after,
+            replayed: false,
+        }
+    }
+
+    /// Whether the fate of a lost commit can be read, now that the user is at `version`.
+    pub(super) fn is_decided_at(&self, version: i64) -> bool {
+        self.in_doubt.is_some_and(|start| start < version)
+    }
+
+    pub(super) fn key(&self) -> Option<&str> {
+        self.proposal.idempotency_key.as_ref().map(IdempotencyKey::as_str)
+    }
+}
+
+/// Answers that are to be given together.
+#[derive(Default)]
+pub(super) struct Answers(Vec<(Pending, Answer)>);
+
+impl Answers {
+    pub(super) fn push(&mut self, pending: Pending, answer: Answer) {
+        self.0.push((pending, answer));
+    }
+
+    /// Answers that nothing is stored because of `reason`, unless that is not known.
+    pub(super) fn fail(&mut self, pending: Pending, reason: Unavailable) {
+        let error = match pending.in_doubt {
+            Some(_) => ChangeError::OutcomeUnknown,
+            None => reason.into(),
+        };
+        self.push(pending, Err(error));
+    }
+
+    /// Hands the lines to the operations log at once, and tells each caller when they are written; does not wait for it.
+    pub(super) fn deliver(&mut self) {
+        let Some(first) = self.0.iter().map(|(pending, _)| pending.deadline).min() else {
+            return;
+        };
+        let mut lines = Lines::now();
+        let mut waiting = Vec::with_capacity(self.0.len());
+        for (pending, answer) in self.0.drain(..) {
+            let Pending { proposal, caller, .. } = pending;
+            let Caller {
+                slot,
+                answer: sender,
+                under_way,
+            } = caller;
+            lines.push(slot, &change_record(&proposal.operation, &answer));
+            waiting.push((sender, answer, under_way));
+        }
+        let writing = lines.write();
+        tokio::spawn(async move {
+            let latest = first.max(Instant::now()) + LOG_GRACE;
+            let written = timeout_at(latest, writing).await.unwrap_or(Written::NOT_IN_TIME);
+            for (index, (sender, answer, under_way)) in waiting.into_iter().enumerate() {
+                // A caller that has gone does not need it.
+                let _ = sender.send(with_line(answer, written.line(index)));
+                drop(under_way);
+            }
+        });
+    }
+}
+
+/// The answer, if its line is with the operating system; or what is left of it.
+pub fn with_line(answer: Answer, line: Result<(), LogUnavailable>) -> Answer {
+    match (answer, line) {
+        (answer, Ok(())) => answer,
+        (Ok(recorded), Err(_)) if !recorded.replayed => Err(ChangeError::OutcomeUnknown),
+        (Err(ChangeError::OutcomeUnknown), Err(_)) => Err(ChangeError::OutcomeUnknown),
+        (Ok(_) | Err(_), Err(unavailable)) => Err(Unavailable::from(unavailable).into()),
+    }
+}
+
+/// What the operations log tells of a change and its answer.
+pub fn change_record<'a>(operation: &'a Operation, answer: &Answer) -> Record<'a> {
+    let recorded = answer.as_ref().ok();
+    Record {
+        operation: OperationName::ChangeBalance,
+        outcome: match answer {
+            Ok(recorded) if recorded.replayed => Outcome::Replayed,
+            Ok(_) => Outcome::Accepted,
+            Err(error) => Outcome::Problem(error.code()),
+        },
+        user_id: &operation.user_id,
+        timestamp: Some(operation.timestamp),
+        // Where the outcome is unknown, the name lets an auditor find out.
+        operation_id: match answer {
+            Err(ChangeError::OutcomeUnknown) => Some(operation.id),
+            _ => recorded.map(|recorded| recorded.id),
+        },
+        balance_change: Some(operation.balance_change),
+        context: Some(&operation.context),
+        balance: recorded.map(|recorded| recorded.balance),
+    }
+}

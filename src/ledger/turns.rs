@@ -1,0 +1,119 @@
+//! One user at a time, round by round, for what a batch of many users could not settle.
+//!
+//! While a user has a turn, the user's changes that arrive go to it: a replica never races itself.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::answers::{Answers, Pending};
+use super::attempt::{Recorder, UserChanges};
+use crate::domain::UserId;
+use crate::retry::Pauses;
+use crate::store::Reach;
+
+/// The most changes of one user that are committed together.
+pub(super) const MAX_TOGETHER: usize = 256;
+
+type Waiting = HashMap<UserId, VecDeque<Pending>>;
+
+/// For each user who has a turn, the changes that wait for its next round.
+#[derive(Default)]
+pub(super) struct Turns(Arc<Mutex<Waiting>>);
+
+/// The right to work on a user's changes. Who drops it early drops what waits, and the callers are told.
+pub(super) struct Turn {
+    user_id: UserId,
+    ended: bool,
+    turns: Arc<Mutex<Waiting>>,
+}
+
+impl Turns {
+    /// Gives a user's changes to the user's turn; returns the turn if it has just begun.
+    pub(super) fn begin_or_join(&self, changes: UserChanges) -> Option<Turn> {
+        let UserChanges { user_id, changes, .. } = changes;
+        // Every critical section here is a single insertion or removal, so a poisoned map is a whole one.
+        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match turns.entry(user_id) {
+            Entry::Occupied(mut waiting) => {
+                waiting.get_mut().extend(changes);
+                None
+            }
+            Entry::Vacant(vacant) => {
+                let user_id = vacant.key().clone();
+                vacant.insert(changes.into());
+                Some(Turn {
+                    user_id,
+                    ended: false,
+                    turns: Arc::clone(&self.0),
+                })
+            }
+        }
+    }
+
+    /// Gives a change to its user's turn; gives it back if the user has none.
+    pub(super) fn join(&self, pending: Pending) -> Option<Pending> {
+        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if turns.is_empty() {
+            return Some(pending);
+        }
+        match turns.get_mut(&pending.proposal.operation.user_id) {
+            Some(waiting) => {
+                waiting.push_back(pending);
+                None
+            }
+            None => Some(pending),
+        }
+    }
+}
+
+impl Turn {
+    /// Moves what waits into `together`, up to `limit` changes. Where that leaves nothing to do, the turn ends in the same
+    /// step, and the next change of the user needs a new one: `false`.
+    fn take(&mut self, together: &mut Vec<Pending>, limit: usize) -> bool {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(waiting) = turns.get_mut(&self.user_id) {
+            let count = limit.saturating_sub(together.len()).min(waiting.len());
+            together.extend(waiting.drain(..count));
+        }
+        if together.is_empty() {
+            turns.remove(&self.user_id);
+            self.ended = true;
+        }
+        !self.ended
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if !self.ended {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.remove(&self.user_id);
+        }
+    }
+}
+
+impl Recorder {
+    /// Works on a user's changes until none is left.
+    pub(super) async fn work(&self, mut turn: Turn) {
+        let mut group = [UserChanges::new(turn.user_id.clone())];
+        let mut answers = Answers::default();
+        let mut pauses = Pauses::between_commits();
+        while turn.take(&mut group[0].changes, MAX_TOGETHER) {
+            self.attempt(&mut group, Reach::Unlimited, &mut answers).await;
+            let [left] = &mut group;
+            match left.trouble {
+                None => pauses = Pauses::between_commits(),
+                Some(reason) => {
+                    let latest = left.changes.iter().map(|pending| pending.deadline).max();
+                    if let Some(latest) = latest
+                        && pauses.pause(latest).await.is_err()
+                    {
+                        left.changes.drain(..).for_each(|pending| answers.fail(pending, reason));
+                    }
+                }
+            }
+            answers.deliver();
+        }
+    }
+}
