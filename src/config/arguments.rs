@@ -139,7 +139,7 @@ pub struct ServiceArguments {
     pub commit_lanes: String,
 
     /// Statements under way at once that read balances, 1 to 64
-    #[arg(long, env = "READ_STATEMENTS", value_name = "COUNT", default_value = "1")]
+    #[arg(long, env = "READ_STATEMENTS", value_name = "COUNT", default_value = "2")]
     pub read_statements: String,
 
     /// Most connections of clients open at once; more wait to be accepted

@@ -22,7 +22,7 @@ pub struct SegmentLength(u32);
 
 impl SegmentLength {
     /// The length measured to balance the cost of a past read against the number of checkpoints to shift.
-    pub const DEFAULT: SegmentLength = SegmentLength(128);
+    pub const DEFAULT: SegmentLength = SegmentLength(64);
 
     /// `operations` per segment, or `None` for 0.
     pub fn new(operations: u32) -> Option<Self> {

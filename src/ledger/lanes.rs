@@ -21,7 +21,7 @@ use crate::store::Reach;
 const MAX_TOGETHER: usize = 1_024;
 /// An operation with more checkpoints behind it gets a turn of its own: reading and shifting these takes a fraction of
 /// what a batch takes, more would hold up the others.
-const REACH: Reach = Reach::Checkpoints(32);
+const REACH: Reach = Reach::Checkpoints(64);
 
 /// The ways into the store.
 pub(super) struct Lanes(Vec<mpsc::Sender<Pending>>);
