@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use balance::domain::Timestamp;
+use balance::domain::{SegmentLength, Timestamp};
 use serde_json::Value;
 use tokio_postgres::Client;
 
@@ -80,7 +80,10 @@ impl Loaded {
     pub async fn load(database: &Database, sizes: &Sizes) -> Outcome<Self> {
         let until = SystemTime::now();
         let client = database.client().await?;
-        client.batch_execute(LOADING).await?;
+        let length = SegmentLength::DEFAULT.operations().to_string();
+        client
+            .batch_execute(&LOADING.replace("SEGMENT_LENGTH", &length))
+            .await?;
         let many = (Users::Many.prefix().to_owned(), sizes.users, 1, ONCE_STEP);
         let past = (
             Users::Past.prefix().to_owned(),

@@ -13,29 +13,76 @@ use super::statement::statement;
 use super::{CommitError, Store, StoreError};
 use crate::domain::{Changes, Entry, IdempotencyKey, Operation};
 
-statement! {
+/// The statements below differ in what they write beside the operations, since planning, starting and ending what has
+/// nothing to do costs more than an operation: 0.2 ms in place of 0.1 ms for a batch of one.
+macro_rules! commit_statement {
+    (
+        $(#[$meta:meta])*
+        $name:ident { $($field:ident: $type:ty => $sql_type:ty,)* }
+        created: $created:literal, won: $won:literal, derived: $derived:literal
+    ) => {
+        statement! {
+            $(#[$meta])*
+            struct $name<'a> {
+                user_ids: &'a [&'a str] => Array<Text>,
+                expected_versions: &'a [i64] => Array<BigInt>,
+                versions: &'a [i64] => Array<BigInt>,
+                balances: &'a [i64] => Array<BigInt>,
+                latest: &'a [PgTimestamp] => Array<Timestamptz>,
+                since_checkpoint: &'a [i32] => Array<Integer>,
+                instance: &'a str => Text,
+                groups: &'a [i64] => Array<BigInt>,
+                timestamps: &'a [PgTimestamp] => Array<Timestamptz>,
+                seqs: &'a [i64] => Array<BigInt>,
+                changes: &'a [i64] => Array<BigInt>,
+                balances_after: &'a [i64] => Array<BigInt>,
+                contexts: &'a [&'a str] => Array<Text>,
+                operation_ids: &'a [Uuid] => Array<SqlUuid>,
+                idempotency_keys: &'a [Option<&'a str>] => Array<Nullable<Text>>,
+                approved: &'a [bool] => Array<Bool>,
+                $($field: $type => $sql_type,)*
+            }
+            => (Array<BigInt>,)
+            concat!(
+                r#"
+, groups AS MATERIALIZED (
+    SELECT g.* FROM asked CROSS JOIN unnest(asked.user_ids, asked.expected_versions, asked.versions, asked.balances,
+        asked.latest, asked.since_checkpoint) WITH ORDINALITY
+        AS g (user_id, expected_version, version, balance, latest, since_checkpoint, number))"#,
+                $created,
+                r#"
+, moved AS (
+    UPDATE balance b
+    SET balance = g.balance, version = g.version, latest = g.latest, since_checkpoint = g.since_checkpoint
+    FROM groups g WHERE b.user_id = g.user_id AND b.version = g.expected_version
+    RETURNING b.user_id, g.number)
+, won AS MATERIALIZED ("#,
+                $won,
+                r#")
+, entered AS (
+    INSERT INTO changes_history (user_id, "timestamp", seq, balance_change, balance_after, context, operation_id,
+        idempotency_key, approved, instance)
+    SELECT won.user_id, o.at, o.seq, o.change, o.balance_after, o.context, o.operation_id, o.idempotency_key,
+        o.approved, asked.instance
+    FROM asked CROSS JOIN unnest(asked.groups, asked.timestamps, asked.seqs, asked.changes, asked.balances_after,
+        asked.contexts, asked.operation_ids, asked.idempotency_keys, asked.approved)
+        AS o (number, at, seq, change, balance_after, context, operation_id, idempotency_key, approved)
+    JOIN won USING (number))"#,
+                $derived,
+                r#"
+SELECT ARRAY(SELECT number FROM won)"#
+            )
+        }
+    };
+}
+
+commit_statement! {
     /// Moves each user from one version to the version after the operations, or does nothing of that user's. Everything
     /// else hangs on `won`, so that a loser writes nothing. The rows of `balance` are the only ones that two commits can
     /// wait for each other on: whoever gets one second sees another version and loses; a new user's first row is won by
     /// whoever inserts it. The users stand in the order of their ids, and every commit takes first the rows it inserts and
     /// then those it updates, so that no two commits can wait for each other in a circle.
-    struct Commit<'a> {
-        user_ids: &'a [&'a str] => Array<Text>,
-        expected_versions: &'a [i64] => Array<BigInt>,
-        versions: &'a [i64] => Array<BigInt>,
-        balances: &'a [i64] => Array<BigInt>,
-        latest: &'a [PgTimestamp] => Array<Timestamptz>,
-        since_checkpoint: &'a [i32] => Array<Integer>,
-        instance: &'a str => Text,
-        groups: &'a [i64] => Array<BigInt>,
-        timestamps: &'a [PgTimestamp] => Array<Timestamptz>,
-        seqs: &'a [i64] => Array<BigInt>,
-        changes: &'a [i64] => Array<BigInt>,
-        balances_after: &'a [i64] => Array<BigInt>,
-        contexts: &'a [&'a str] => Array<Text>,
-        operation_ids: &'a [Uuid] => Array<SqlUuid>,
-        idempotency_keys: &'a [Option<&'a str>] => Array<Nullable<Text>>,
-        approved: &'a [bool] => Array<Bool>,
+    Commit {
         shift_groups: &'a [i64] => Array<BigInt>,
         shift_after: &'a [PgTimestamp] => Array<Timestamptz>,
         shift_by: &'a [i64] => Array<BigInt>,
@@ -45,34 +92,16 @@ statement! {
         lowest: &'a [i64] => Array<BigInt>,
         highest: &'a [i64] => Array<BigInt>,
     }
-    => (Array<BigInt>,)
-    r#"
-, groups AS MATERIALIZED (
-    SELECT g.* FROM asked CROSS JOIN unnest(asked.user_ids, asked.expected_versions, asked.versions, asked.balances,
-        asked.latest, asked.since_checkpoint) WITH ORDINALITY
-        AS g (user_id, expected_version, version, balance, latest, since_checkpoint, number))
+    created: r#"
 , created AS (
     INSERT INTO balance (user_id, balance, version, latest, since_checkpoint)
     SELECT user_id, balance, version, latest, since_checkpoint FROM groups WHERE expected_version = 0
     ON CONFLICT (user_id) DO NOTHING
-    RETURNING user_id)
-, moved AS (
-    UPDATE balance b
-    SET balance = g.balance, version = g.version, latest = g.latest, since_checkpoint = g.since_checkpoint
-    FROM groups g WHERE b.user_id = g.user_id AND b.version = g.expected_version
-    RETURNING b.user_id, g.number)
-, won AS MATERIALIZED (
+    RETURNING user_id)"#,
+    won: r#"
     SELECT user_id, number FROM created JOIN groups USING (user_id)
-    UNION ALL SELECT user_id, number FROM moved)
-, entered AS (
-    INSERT INTO changes_history (user_id, "timestamp", seq, balance_change, balance_after, context, operation_id,
-        idempotency_key, approved, instance)
-    SELECT won.user_id, o.at, o.seq, o.change, o.balance_after, o.context, o.operation_id, o.idempotency_key,
-        o.approved, asked.instance
-    FROM asked CROSS JOIN unnest(asked.groups, asked.timestamps, asked.seqs, asked.changes, asked.balances_after,
-        asked.contexts, asked.operation_ids, asked.idempotency_keys, asked.approved)
-        AS o (number, at, seq, change, balance_after, context, operation_id, idempotency_key, approved)
-    JOIN won USING (number))
+    UNION ALL SELECT user_id, number FROM moved"#,
+    derived: r#"
 , shifted AS (
     UPDATE balance_checkpoints c
     SET balance = c.balance + s.by, lowest = c.lowest + s.by, highest = c.highest + s.by
@@ -86,8 +115,15 @@ statement! {
         asked.highest) AS k (number, "timestamp", balance, lowest, highest)
     JOIN won USING (number)
     ON CONFLICT (user_id, "timestamp")
-    DO UPDATE SET balance = excluded.balance, lowest = excluded.lowest, highest = excluded.highest)
-SELECT ARRAY(SELECT number FROM won)"#
+    DO UPDATE SET balance = excluded.balance, lowest = excluded.lowest, highest = excluded.highest)"#
+}
+
+commit_statement! {
+    /// [`Commit`] for users who have a row already and whose checkpoints stay as they are.
+    PlainCommit {}
+    created: "",
+    won: "SELECT user_id, number FROM moved",
+    derived: ""
 }
 
 /// An accepted operation, to be stored.
@@ -145,10 +181,14 @@ impl Store {
         if columns.order.is_empty() {
             return Ok(outcomes);
         }
-        let statement = columns.statement(instance);
         let lease = self.connections.lease(deadline).await;
         let mut lease = lease.map_err(CommitError::NotStored)?;
-        let result = timeout_at(deadline, statement.get_result::<(Vec<i64>,)>(lease.connection())).await;
+        let connection = lease.connection();
+        let result: Result<Result<(Vec<i64>,), _>, _> = if columns.are_plain() {
+            timeout_at(deadline, columns.plain_statement(instance).get_result(connection)).await
+        } else {
+            timeout_at(deadline, columns.statement(instance).get_result(connection)).await
+        };
         match lease.end(result) {
             Ok((won,)) => {
                 for number in won {
@@ -251,6 +291,32 @@ impl<'a> Columns<'a> {
             self.checkpoint_balances.push(checkpoint.balance);
             self.lowest.push(checkpoint.lowest);
             self.highest.push(checkpoint.highest);
+        }
+    }
+
+    /// Whether all users have a row already and no checkpoint is new or moves.
+    fn are_plain(&self) -> bool {
+        self.shift_groups.is_empty() && self.checkpoint_groups.is_empty() && !self.expected_versions.contains(&0)
+    }
+
+    fn plain_statement<'b>(&'b self, instance: &'b str) -> PlainCommit<'b> {
+        PlainCommit {
+            user_ids: &self.user_ids,
+            expected_versions: &self.expected_versions,
+            versions: &self.versions,
+            balances: &self.balances,
+            latest: &self.latest,
+            since_checkpoint: &self.since_checkpoint,
+            instance,
+            groups: &self.groups,
+            timestamps: &self.timestamps,
+            seqs: &self.seqs,
+            changes: &self.changes,
+            balances_after: &self.balances_after,
+            contexts: &self.contexts,
+            operation_ids: &self.operation_ids,
+            idempotency_keys: &self.idempotency_keys,
+            approved: &self.approved,
         }
     }
 

@@ -121,6 +121,19 @@ WHERE q.earliest < q.latest OR q.first_key <= q.last_key
     OR (q.newest > q.latest AND q.since_checkpoint::bigint + q.operations > 2 * asked.segment_length)"#
 }
 
+statement! {
+    /// The heads of users in one row of arrays, in the order asked.
+    struct Heads<'a> { user_ids: &'a [&'a str] => Array<Text>, }
+    => (
+        Array<Nullable<BigInt>>, Array<Nullable<BigInt>>, Array<Nullable<Timestamptz>>, Array<Nullable<Integer>>
+    )
+    r#"
+SELECT array_agg(b.version ORDER BY q.number), array_agg(b.balance ORDER BY q.number),
+    array_agg(b.latest ORDER BY q.number), array_agg(b.since_checkpoint ORDER BY q.number)
+FROM asked CROSS JOIN unnest(asked.user_ids) WITH ORDINALITY AS q (user_id, number)
+LEFT JOIN balance b ON b.user_id = q.user_id"#
+}
+
 /// Operations of one user that are to be judged by one reading: at least one.
 #[derive(Clone, Debug)]
 pub struct Group<'a> {
@@ -192,6 +205,11 @@ impl<'a> Group<'a> {
         self.newest = self.newest.max(operation.timestamp);
         self.operations = self.operations.saturating_add(1);
         self.idempotency_keys.extend(key.map(IdempotencyKey::as_str));
+    }
+
+    /// Whether the head of the user is likely to be all that is needed.
+    fn is_likely_in_order(&self) -> bool {
+        self.operations == 1 && self.idempotency_keys.is_empty()
     }
 
     /// Makes `operation`, one of the group, the one that is covered in a closed segment.
@@ -271,10 +289,62 @@ impl<'a> Columns<'a> {
 impl Store {
     /// Reads what is needed to judge groups of operations, each of another user: a state for each, in their order.
     ///
+    /// One round trip; two where most are single operations without a key, which are likely in order, and one of them is
+    /// not.
+    ///
     /// # Errors
     ///
     /// [`StoreError`] if PostgreSQL gives no answer before `deadline`.
     pub async fn states(
+        &self,
+        groups: &[Group<'_>],
+        reach: Reach,
+        deadline: Instant,
+    ) -> Result<Vec<UserState>, StoreError> {
+        let simple = groups.iter().filter(|group| group.is_likely_in_order()).count();
+        if simple * 2 < groups.len() {
+            return self.full_states(groups, reach, deadline).await;
+        }
+        let heads = self.heads(groups, deadline).await?;
+        let asked: Vec<_> = groups.iter().zip(heads).collect();
+        let wanting = asked.iter().filter(|(group, head)| self.wants_more(group, head));
+        let wanting: Vec<_> = wanting.map(|(group, _)| (*group).clone()).collect();
+        let full = match wanting.is_empty() {
+            true => Vec::new(),
+            false => self.full_states(&wanting, reach, deadline).await?,
+        };
+        let mut full = full.into_iter();
+        let states = asked
+            .into_iter()
+            .map(|(group, head)| match self.wants_more(group, &head) {
+                // All of this user is from the second snapshot.
+                true => full.next().expect("there is a state for each group that was asked for"),
+                false => self.to_user_state(group, head, std::iter::empty()),
+            });
+        Ok(states.collect())
+    }
+
+    /// Whether the head alone is not enough to judge the group, and to divide the open segment where it is due.
+    fn wants_more(&self, group: &Group<'_>, head: &Head) -> bool {
+        let operations = u32::try_from(group.operations).unwrap_or(u32::MAX);
+        let with_them = head.since_checkpoint.saturating_add(operations);
+        let is_long = with_them > self.segment_length.operations().saturating_mul(2);
+        let Some(latest) = head.latest else {
+            // Nothing is stored of the user, under no key either.
+            return false;
+        };
+        group.earliest < latest || (group.newest > latest && is_long) || !group.idempotency_keys.is_empty()
+    }
+
+    async fn heads(&self, groups: &[Group<'_>], deadline: Instant) -> Result<Vec<Head>, StoreError> {
+        let user_ids: Vec<_> = groups.iter().map(|group| group.user_id.as_str()).collect();
+        let statement = Heads { user_ids: &user_ids };
+        let mut lease = self.connections.lease(deadline).await?;
+        let result = timeout_at(deadline, statement.get_result(lease.connection())).await;
+        Ok(to_heads(lease.end(result)?))
+    }
+
+    async fn full_states(
         &self,
         groups: &[Group<'_>],
         reach: Reach,
@@ -305,11 +375,8 @@ impl Store {
         // The heads first, then the parts of each user in their order.
         rows.sort_unstable_by_key(|row| (row.0, row.1));
         let mut rows = rows.into_iter().peekable();
-        let mut heads = rows
-            .next_if(|row| row.0 == 0)
-            .map(to_heads)
-            .unwrap_or_default()
-            .into_iter();
+        let heads = rows.next_if(|row| row.0 == 0).map(heads_of).unwrap_or_default();
+        let mut heads = to_heads(heads).into_iter();
         let states = (1..).zip(groups).map(|(number, group)| {
             let head = heads.next().unwrap_or_default();
             let parts = std::iter::from_fn(|| rows.next_if(|row| row.0 == number));
@@ -356,19 +423,34 @@ impl Store {
     }
 }
 
-/// The heads of all users, in the order asked.
-fn to_heads(row: StateRow) -> Vec<Head> {
+/// The heads of users as columns; nothing is stored of those for whom there is no version.
+type HeadColumns = (
+    Vec<Option<i64>>,
+    Vec<Option<i64>>,
+    Vec<Option<PgTimestamp>>,
+    Vec<Option<i32>>,
+);
+
+fn heads_of(row: StateRow) -> HeadColumns {
     let (_, _, versions, balances, latest, since_checkpoint, ..) = row;
-    let positions = versions.into_iter().flatten().zip(balances.into_iter().flatten());
-    let places = latest.into_iter().flatten().zip(since_checkpoint.into_iter().flatten());
-    let head =
-        |((version, balance), (latest, since_checkpoint)): ((Option<i64>, Option<i64>), (Option<_>, Option<_>))| Head {
-            version: version.unwrap_or(0),
-            balance: balance.unwrap_or(0),
-            latest: latest.map(from_postgres),
-            since_checkpoint: from_stored_count(since_checkpoint.unwrap_or(0)),
-        };
-    positions.zip(places).map(head).collect()
+    (
+        versions.unwrap_or_default(),
+        balances.unwrap_or_default(),
+        latest.unwrap_or_default(),
+        since_checkpoint.unwrap_or_default(),
+    )
+}
+
+fn to_heads((versions, balances, latest, since_checkpoint): HeadColumns) -> Vec<Head> {
+    let places = latest.into_iter().zip(since_checkpoint);
+    let heads = versions.into_iter().zip(balances).zip(places);
+    let heads = heads.map(|((version, balance), (latest, since_checkpoint))| Head {
+        version: version.unwrap_or(0),
+        balance: balance.unwrap_or(0),
+        latest: latest.map(from_postgres),
+        since_checkpoint: from_stored_count(since_checkpoint.unwrap_or(0)),
+    });
+    heads.collect()
 }
 
 fn to_moments(

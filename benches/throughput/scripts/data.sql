@@ -14,16 +14,16 @@ RETURNS void LANGUAGE sql AS $$
         false, 'loaded'
     FROM generate_series(0, users - 1) u CROSS JOIN generate_series(1, operations) o;
 
-    -- One every 128 operations; the newest 128 to 256 stay open.
+    -- One every SEGMENT_LENGTH operations; the newest one to two lengths stay open.
     INSERT INTO balance_checkpoints (user_id, "timestamp", balance, lowest, highest)
     SELECT user_id, max("timestamp"), pg_temp.balance_after(max(seq)), min(balance_after), max(balance_after)
     FROM changes_history
-    WHERE seq <= greatest(operations / 128 - 1, 0) * 128
+    WHERE seq <= greatest(operations / SEGMENT_LENGTH - 1, 0) * SEGMENT_LENGTH
         AND CASE users WHEN 1 THEN user_id = prefix ELSE user_id >= prefix AND user_id < chr(ascii(prefix) + 1) END
-    GROUP BY user_id, (seq - 1) / 128;
+    GROUP BY user_id, (seq - 1) / SEGMENT_LENGTH;
 
     INSERT INTO balance (user_id, balance, version, latest, since_checkpoint)
-    SELECT user_id, balance_after, seq, "timestamp", operations - greatest(operations / 128 - 1, 0) * 128
+    SELECT user_id, balance_after, seq, "timestamp", operations - greatest(operations / SEGMENT_LENGTH - 1, 0) * SEGMENT_LENGTH
     FROM changes_history
     WHERE seq = operations
         AND CASE users WHEN 1 THEN user_id = prefix ELSE user_id >= prefix AND user_id < chr(ascii(prefix) + 1) END;
