@@ -12,10 +12,23 @@ const DURATION_BUCKETS: [f64; 14] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 
+/// Operations of one statement; from an idle replica to the most that are taken together.
+const BATCH_BUCKETS: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+
+/// What a statement does for the operations of its batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BatchKind {
+    /// It reads balances.
+    Read,
+    /// It commits changes.
+    Commit,
+}
+
 /// The counters of one replica.
 pub struct Metrics {
     registry: Registry,
     requests: HistogramVec,
+    batches: HistogramVec,
     conflicts: IntCounter,
     verdicts: IntCounterVec,
     /// Connections to PostgreSQL that are open.
@@ -45,6 +58,11 @@ impl Metrics {
             "Duration of HTTP requests, by route, method and status.",
         )
         .buckets(DURATION_BUCKETS.to_vec());
+        let batches = HistogramOpts::new(
+            "balance_batch_operations",
+            "Operations that shared a statement, by what it does.",
+        )
+        .buckets(BATCH_BUCKETS.to_vec());
         let request_labels = ["http_route", "http_request_method", "http_response_status_code"];
         let verdicts = Opts::new(
             "balance_approver_verdicts_total",
@@ -53,6 +71,7 @@ impl Metrics {
         let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
         Self {
             requests: register(&registry, HistogramVec::new(requests, &request_labels)),
+            batches: register(&registry, HistogramVec::new(batches, &["kind"])),
             conflicts: register(
                 &registry,
                 IntCounter::new(
@@ -84,6 +103,16 @@ impl Metrics {
         self.requests
             .with_label_values(&[route, method, &status.to_string()])
             .observe(seconds);
+    }
+
+    /// Counts a statement and the operations that shared it.
+    pub fn batch(&self, kind: BatchKind, operations: usize) {
+        let label = match kind {
+            BatchKind::Read => "read",
+            BatchKind::Commit => "commit",
+        };
+        let operations = u32::try_from(operations).unwrap_or(u32::MAX);
+        self.batches.with_label_values(&[label]).observe(operations.into());
     }
 
     /// Counts a commit that lost the race.

@@ -9,7 +9,7 @@ use super::answers::{Answers, Pending};
 use super::{Answer, Recorded, SHARED_GRACE, Unavailable, judge};
 use crate::causes::causes;
 use crate::domain::{Changes, Entry, OperationId, UserId};
-use crate::metrics::Metrics;
+use crate::metrics::{BatchKind, Metrics};
 use crate::store::{
     CommitError, CommitOutcome, Commitment, Group, GroupCommit, Reach, Store, StoreError, UserState, repeat_read,
 };
@@ -283,6 +283,8 @@ impl Recorder {
             return;
         }
         let commits: Vec<_> = judged.iter().map(Judged::commit).collect();
+        let operations = judged.iter().map(|judged| judged.accepted.len()).sum();
+        self.metrics.batch(BatchKind::Commit, operations);
         let outcome = self.store.commit(&commits, &self.instance, deadline).await;
         drop(commits);
         let is_alone = judged.len() == 1;

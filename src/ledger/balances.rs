@@ -9,6 +9,7 @@ use super::answers::LOG_GRACE;
 use super::{Place, SHARED_GRACE, Unavailable};
 use crate::config::LedgerConfig;
 use crate::domain::{Timestamp, UserId};
+use crate::metrics::{BatchKind, Metrics};
 use crate::operations_log::{Lines, OperationName, Outcome, Record, Written};
 use crate::store::{Store, repeat_read};
 
@@ -31,10 +32,10 @@ pub(super) struct Balances {
 
 impl Balances {
     /// Starts the task that collects questions; it ends when this is dropped.
-    pub(super) fn start(store: Arc<Store>, config: LedgerConfig) -> Self {
+    pub(super) fn start(store: Arc<Store>, metrics: Arc<Metrics>, config: LedgerConfig) -> Self {
         // Each question holds one of the places of operations under way, so the queue is never full.
         let (questions, asked) = mpsc::channel(config.operations_in_flight);
-        tokio::spawn(collect(asked, store, config.read_statements));
+        tokio::spawn(collect(asked, store, metrics, config.read_statements));
         Self { questions }
     }
 
@@ -55,7 +56,7 @@ impl Balances {
 }
 
 /// Takes what waits, as soon as one of so many statements is free.
-async fn collect(mut asked: mpsc::Receiver<Question>, store: Arc<Store>, statements: usize) {
+async fn collect(mut asked: mpsc::Receiver<Question>, store: Arc<Store>, metrics: Arc<Metrics>, statements: usize) {
     let free = Arc::new(Semaphore::new(statements));
     loop {
         let Ok(statement) = Arc::clone(&free).acquire_owned().await else {
@@ -72,6 +73,7 @@ async fn collect(mut asked: mpsc::Receiver<Question>, store: Arc<Store>, stateme
         {
             together.push(question);
         }
+        metrics.batch(BatchKind::Read, together.len());
         let store = Arc::clone(&store);
         // A task of its own: should it panic, the others are answered all the same.
         tokio::spawn(async move {

@@ -96,10 +96,10 @@ impl Ledger {
         instance: String,
         config: LedgerConfig,
     ) -> Self {
-        let recorder = Recorder::new(Arc::clone(&store), metrics, instance);
+        let recorder = Recorder::new(Arc::clone(&store), Arc::clone(&metrics), instance);
         Self {
             lanes: Lanes::start(&Arc::new(recorder), config),
-            balances: Balances::start(Arc::clone(&store), config),
+            balances: Balances::start(Arc::clone(&store), metrics, config),
             store,
             log,
         }

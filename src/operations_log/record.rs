@@ -129,6 +129,10 @@ struct OneLine;
 
 impl Formatter for OneLine {
     fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        // Most texts are plain, and a look at their bytes tells.
+        if fragment.bytes().all(|byte| byte < 0x7f) {
+            return writer.write_all(fragment.as_bytes());
+        }
         let mut plain_from = 0;
         for (at, character) in fragment.char_indices().filter(|(_, character)| misleads(*character)) {
             writer.write_all(&fragment.as_bytes()[plain_from..at])?;
