@@ -20,7 +20,7 @@ pub struct DeadlinePassed;
 impl Pauses {
     /// Between attempts to move a user's version: a commit takes a few milliseconds.
     pub fn between_commits() -> Self {
-        Self::new(Duration::from_millis(2), Duration::from_millis(60))
+        Self::new(Duration::from_millis(2), Duration::from_millis(20))
     }
 
     /// Between calls to a service or a database that has just failed.

@@ -10,7 +10,8 @@
 //!
 //! - operations at or after the latest one: none; or the open segment, if they take it beyond twice the length;
 //! - operations in the open segment: that one;
-//! - one operation in a closed segment: that one, then the first later closed segment in which the change would
+//! - operations in closed segments not far from the end: all segments from the first of these on;
+//! - one operation in a closed segment anywhere: that one, then the first later closed segment in which the change would
 //!   [breach](Breach) the range, if there is one, then the open segment. All others are known to admit the change.
 
 use super::{Operation, Timestamp};
@@ -157,6 +158,10 @@ pub struct Timeline {
     segments: Vec<Segment>,
     /// Whether all of the open segment is there, and not only what came after it was read.
     open_is_loaded: bool,
+    /// Whether no segment is missing between the first one and the end.
+    is_contiguous: bool,
+    /// The first closed segment whose checkpoint, with those of all later ones, gets new values.
+    changed_from: Option<usize>,
     shift: Option<Shift>,
     segment_length: SegmentLength,
 }
@@ -229,8 +234,19 @@ impl Timeline {
             head,
             segments,
             open_is_loaded,
+            is_contiguous: false,
+            changed_from: None,
             shift: None,
             segment_length,
+        }
+    }
+
+    /// The timeline as it stands at `head.version`, with all segments from some closed one on, the open one included: any
+    /// number of operations can be judged that are not earlier than the first segment.
+    pub fn contiguous(head: Head, segments: Vec<Segment>, segment_length: SegmentLength) -> Self {
+        Self {
+            is_contiguous: true,
+            ..Self::new(head, segments, segment_length)
         }
     }
 
@@ -247,20 +263,26 @@ impl Timeline {
     ///
     /// # Panics
     ///
-    /// If a second operation falls into a closed segment: what it would breach was not loaded.
+    /// If a second operation falls into a closed segment of a timeline that is not [contiguous](Self::contiguous): what it
+    /// would breach was not loaded.
     pub fn accept(&mut self, operation: &Operation) -> Result<Entry, Refusal> {
         let own = operation.timestamp;
         let change = operation.balance_change;
         let index = self.segments.partition_point(|segment| !segment.ends_at_or_after(own));
-        let balance_after = if self.segments[index].closed {
-            self.admit_in_closed(index, own, change)?
+        let all_later_are_loaded = self.is_contiguous || !self.segments[index].closed;
+        let balance_after = if all_later_are_loaded {
+            self.admit_backwards(own, change)?
         } else {
-            self.admit_in_open(own, change)?
+            self.admit_forwards(index, own, change)?
         };
 
         let segment = &mut self.segments[index];
         segment.add(operation);
-        if segment.closed {
+        if !segment.closed {
+            self.head.since_checkpoint += 1;
+        } else if self.is_contiguous {
+            self.changed_from = Some(self.changed_from.map_or(index, |from| from.min(index)));
+        } else {
             assert!(
                 self.shift.is_none(),
                 "a timeline is loaded for one operation in a closed segment"
@@ -270,8 +292,6 @@ impl Timeline {
                 after: last.timestamp,
                 by: change,
             });
-        } else {
-            self.head.since_checkpoint += 1;
         }
         for later in &mut self.segments[index + 1..] {
             // In range: the moment before the segment's first admitted the change.
@@ -287,8 +307,8 @@ impl Timeline {
         })
     }
 
-    /// Judges a change at a moment in the closed segment at `index`: forwards, from that moment on.
-    fn admit_in_closed(&self, index: usize, own: Timestamp, change: i64) -> Result<i64, Refusal> {
+    /// Judges a change at a moment in the segment at `index`, where not all later ones are loaded.
+    fn admit_forwards(&self, index: usize, own: Timestamp, change: i64) -> Result<i64, Refusal> {
         let balance_after = admit(own, self.segments[index].balance_at(own), change)?;
         let later = self.segments[index..].iter().flat_map(Segment::balances);
         for moment in later.filter(|moment| moment.timestamp > own) {
@@ -297,12 +317,16 @@ impl Timeline {
         Ok(balance_after)
     }
 
-    /// Judges a change at a moment in the open segment: backwards from the end, where most changes belong.
-    fn admit_in_open(&self, own: Timestamp, change: i64) -> Result<i64, Refusal> {
-        let open = self.segments.last().map_or(&[][..], |open| &open.moments);
+    /// Judges a change from the end of the timeline on, where most changes belong, back to its moment.
+    fn admit_backwards(&self, own: Timestamp, change: i64) -> Result<i64, Refusal> {
+        let moments = self
+            .segments
+            .iter()
+            .rev()
+            .flat_map(|segment| segment.moments.iter().rev());
         let mut balance = self.head.balance;
         let mut refusal = None;
-        for moment in open.iter().rev().take_while(|moment| moment.timestamp > own) {
+        for moment in moments.take_while(|moment| moment.timestamp > own) {
             // The first moment that refuses is the last one that is come to.
             refusal = admit(moment.timestamp, balance, change).err().or(refusal);
             balance -= moment.change;
@@ -317,11 +341,12 @@ impl Timeline {
         let mut checkpoints = Vec::new();
         let last = self.segments.len() - 1;
         for (index, segment) in self.segments.iter().enumerate() {
-            // Of several segments only the first has taken in an operation; the open one is divided when it is due.
-            let due = if segment.closed {
-                index == 0 && self.shift.is_some()
-            } else {
-                self.open_is_loaded
+            // The open one is divided when it is due. Of closed ones that are not contiguous, only the first has taken in
+            // an operation.
+            let due = match (segment.closed, self.is_contiguous) {
+                (false, _) => self.open_is_loaded,
+                (true, true) => self.changed_from.is_some_and(|from| from <= index),
+                (true, false) => index == 0 && self.shift.is_some(),
             };
             if due {
                 let moments: Vec<_> = segment.balances().collect();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::answers::{Answers, Pending};
+use super::contention::Contended;
 use super::{Answer, Recorded, SHARED_GRACE, Unavailable, judge};
 use crate::causes::causes;
 use crate::domain::{Changes, Entry, OperationId, UserId};
@@ -20,6 +21,7 @@ pub(super) struct Recorder {
     metrics: Arc<Metrics>,
     /// Kept with every operation.
     instance: String,
+    pub(super) contended: Contended,
 }
 
 /// Changes of one user that are to be tried, and after an attempt those to be tried again.
@@ -191,6 +193,7 @@ impl Recorder {
             store,
             metrics,
             instance,
+            contended: Contended::default(),
         }
     }
 
@@ -296,6 +299,7 @@ impl Recorder {
                         CommitOutcome::Stored => judged.stored(answers),
                         CommitOutcome::Conflict => {
                             self.metrics.conflict();
+                            self.contended.lost(&group.user_id);
                             judged.again(group, Unavailable::TooManyConflicts);
                         }
                     }

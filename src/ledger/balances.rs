@@ -1,12 +1,14 @@
 //! Balances that are asked for, read together.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use futures_util::FutureExt;
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::answers::LOG_GRACE;
-use super::{Place, SHARED_GRACE, Unavailable};
+use super::{Place, SHARED_GRACE, Unavailable, take_waiting};
 use crate::config::LedgerConfig;
 use crate::domain::{Timestamp, UserId};
 use crate::metrics::{BatchKind, Metrics};
@@ -30,12 +32,27 @@ pub(super) struct Balances {
     questions: mpsc::Sender<Question>,
 }
 
+/// A task that answers questions, a statement at a time. Whichever is free takes all that wait.
+struct Reader {
+    asked: Arc<Mutex<mpsc::Receiver<Question>>>,
+    store: Arc<Store>,
+    metrics: Arc<Metrics>,
+}
+
 impl Balances {
-    /// Starts the task that collects questions; it ends when this is dropped.
-    pub(super) fn start(store: Arc<Store>, metrics: Arc<Metrics>, config: LedgerConfig) -> Self {
+    /// Starts the tasks that answer questions; they end when this is dropped.
+    pub(super) fn start(store: &Arc<Store>, metrics: &Arc<Metrics>, config: LedgerConfig) -> Self {
         // Each question holds one of the places of operations under way, so the queue is never full.
         let (questions, asked) = mpsc::channel(config.operations_in_flight);
-        tokio::spawn(collect(asked, store, metrics, config.read_statements));
+        let asked = Arc::new(Mutex::new(asked));
+        for _ in 0..config.read_statements {
+            let reader = Reader {
+                asked: Arc::clone(&asked),
+                store: Arc::clone(store),
+                metrics: Arc::clone(metrics),
+            };
+            tokio::spawn(reader.run());
+        }
         Self { questions }
     }
 
@@ -55,35 +72,24 @@ impl Balances {
     }
 }
 
-/// Takes what waits, as soon as one of so many statements is free.
-async fn collect(mut asked: mpsc::Receiver<Question>, store: Arc<Store>, metrics: Arc<Metrics>, statements: usize) {
-    let free = Arc::new(Semaphore::new(statements));
-    loop {
-        let Ok(statement) = Arc::clone(&free).acquire_owned().await else {
-            return;
-        };
-        let Some(first) = asked.recv().await else {
-            return;
-        };
-        // Whatever else can run now may have questions too: they are asked together, and an idle service loses nothing.
-        tokio::task::yield_now().await;
-        let mut together = vec![first];
-        while together.len() < MAX_TOGETHER
-            && let Ok(question) = asked.try_recv()
-        {
-            together.push(question);
+impl Reader {
+    async fn run(self) {
+        while let Some(together) = take_waiting(&mut *self.asked.lock().await, MAX_TOGETHER).await {
+            // Should it panic, those who asked are told, and the others are answered all the same.
+            if AssertUnwindSafe(self.answer(together)).catch_unwind().await.is_err() {
+                tracing::error!("a batch of balances was not answered");
+            }
         }
-        metrics.batch(BatchKind::Read, together.len());
-        let store = Arc::clone(&store);
-        // A task of its own: should it panic, the others are answered all the same.
-        tokio::spawn(async move {
-            let now = Instant::now();
-            let (in_time, late): (Vec<_>, Vec<_>) =
-                together.into_iter().partition(|question| question.place.deadline > now);
-            let balances = read(&in_time, &store).await;
-            drop(statement);
-            tokio::join!(answer(in_time, balances), answer(late, Err(Unavailable::Overloaded)));
-        });
+    }
+
+    async fn answer(&self, together: Vec<Question>) {
+        self.metrics.batch(BatchKind::Read, together.len());
+        let now = Instant::now();
+        let (in_time, late): (Vec<_>, Vec<_>) =
+            together.into_iter().partition(|question| question.place.deadline > now);
+        let balances = read(&in_time, &self.store).await;
+        answer(in_time, balances).await;
+        answer(late, Err(Unavailable::Overloaded)).await;
     }
 }
 

@@ -5,14 +5,16 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use tokio::sync::mpsc;
 
-use super::Unavailable;
 use super::answers::{Answers, Pending};
 use super::attempt::{Recorder, UserChanges};
 use super::turns::Turns;
+use super::{Unavailable, take_waiting};
 use crate::config::LedgerConfig;
 use crate::domain::UserId;
 use crate::store::Reach;
@@ -67,19 +69,11 @@ impl Lanes {
 
 impl Lane {
     async fn run(self, mut arrived: mpsc::Receiver<Pending>) {
-        while let Some(first) = arrived.recv().await {
-            // Whatever else can run now may have changes too: they go together, and an idle service loses nothing.
-            tokio::task::yield_now().await;
-            let mut together = vec![first];
-            while together.len() < MAX_TOGETHER
-                && let Ok(pending) = arrived.try_recv()
-            {
-                together.push(pending);
-            }
+        while let Some(together) = take_waiting(&mut arrived, MAX_TOGETHER).await {
             let mut groups = self.group(together);
-            if self.batch_users == 1 {
-                groups.drain(..).for_each(|group| self.hand_over(group));
-            }
+            let own_turn =
+                |group: &mut UserChanges| self.batch_users == 1 || self.recorder.contended.contains(&group.user_id);
+            groups.extract_if(.., own_turn).for_each(|group| self.hand_over(group));
             while !groups.is_empty() {
                 let rest = groups.split_off(groups.len().min(self.batch_users));
                 let batch = std::mem::replace(&mut groups, rest);
@@ -109,19 +103,16 @@ impl Lane {
 
     /// One reading and one commit for all; what is left is handed over.
     async fn settle(&self, mut groups: Vec<UserChanges>) {
-        let recorder = Arc::clone(&self.recorder);
-        // A task of its own: should it panic, the lane goes on.
-        let attempt = tokio::spawn(async move {
-            let mut answers = Answers::default();
-            recorder.attempt(&mut groups, REACH, &mut answers).await;
-            answers.deliver();
-            groups.retain(|group| !group.changes.is_empty());
-            groups
-        });
-        match attempt.await {
-            Ok(left) => left.into_iter().for_each(|group| self.hand_over(group)),
-            Err(error) => tracing::error!(%error, "a batch of changes was not carried to its end"),
+        let mut answers = Answers::default();
+        let attempt = self.recorder.attempt(&mut groups, REACH, &mut answers);
+        // Should it panic, the callers are told that the outcome is not known, and the lane goes on.
+        if AssertUnwindSafe(attempt).catch_unwind().await.is_err() {
+            tracing::error!("a batch of changes was not carried to its end");
+            return;
         }
+        answers.deliver();
+        let left = groups.into_iter().filter(|group| !group.changes.is_empty());
+        left.for_each(|group| self.hand_over(group));
     }
 
     fn hand_over(&self, group: UserChanges) {

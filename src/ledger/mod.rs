@@ -8,6 +8,7 @@
 //!   never races itself.
 //! - [`turns`]: one user at a time, round by round, for what a batch could not settle: another replica was faster, a
 //!   result was lost on its way, or an operation lies so deep in the past that it would hold up the others.
+//! - [`contention`]: taking turns with other replicas that write to the same user.
 //! - [`attempt`]: what both do with changes: read, judge, commit.
 //! - [`answers`]: the lines of the operations log, and after them the answers.
 //!
@@ -17,6 +18,7 @@
 mod answers;
 mod attempt;
 mod balances;
+mod contention;
 mod error;
 mod lanes;
 mod turns;
@@ -25,7 +27,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::config::LedgerConfig;
@@ -99,7 +101,7 @@ impl Ledger {
         let recorder = Recorder::new(Arc::clone(&store), Arc::clone(&metrics), instance);
         Self {
             lanes: Lanes::start(&Arc::new(recorder), config),
-            balances: Balances::start(Arc::clone(&store), metrics, config),
+            balances: Balances::start(&store, &metrics, config),
             store,
             log,
         }
@@ -153,6 +155,19 @@ impl Ledger {
             }
         }
     }
+}
+
+/// Takes all that waits, up to so many, once there is something; `None` when nothing will come any more.
+async fn take_waiting<T>(queue: &mut mpsc::Receiver<T>, most: usize) -> Option<Vec<T>> {
+    let mut together = vec![queue.recv().await?];
+    // Whatever else can run now may have something for the queue too: it goes together, and an idle service loses nothing.
+    tokio::task::yield_now().await;
+    while together.len() < most
+        && let Ok(next) = queue.try_recv()
+    {
+        together.push(next);
+    }
+    Some(together)
 }
 
 /// What the database says of a change: its place, if it can be stored, or else its answer.

@@ -6,6 +6,9 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::time::{Instant, sleep};
+
+use super::Unavailable;
 use super::answers::{Answers, Pending};
 use super::attempt::{Recorder, UserChanges};
 use crate::domain::UserId;
@@ -14,6 +17,11 @@ use crate::store::Reach;
 
 /// The most changes of one user that are committed together.
 pub(super) const MAX_TOGETHER: usize = 256;
+
+/// How often in a row changes are tried again at once when another replica was faster. The loser has waited for the
+/// winner's commit, and the winner stands back for a moment: two replicas take turns. Among more, pauses keep them from
+/// wearing each other out.
+const CONFLICTS_WITHOUT_PAUSE: u32 = 3;
 
 type Waiting = HashMap<UserId, VecDeque<Pending>>;
 
@@ -99,21 +107,31 @@ impl Recorder {
         let mut group = [UserChanges::new(turn.user_id.clone())];
         let mut answers = Answers::default();
         let mut pauses = Pauses::between_commits();
+        let mut conflicts = 0;
         while turn.take(&mut group[0].changes, MAX_TOGETHER) {
+            let began = Instant::now();
             self.attempt(&mut group, Reach::Unlimited, &mut answers).await;
-            let [left] = &mut group;
-            match left.trouble {
-                None => pauses = Pauses::between_commits(),
-                Some(reason) => {
-                    let latest = left.changes.iter().map(|pending| pending.deadline).max();
-                    if let Some(latest) = latest
-                        && pauses.pause(latest).await.is_err()
-                    {
-                        left.changes.drain(..).for_each(|pending| answers.fail(pending, reason));
-                    }
-                }
-            }
             answers.deliver();
+            let [left] = &mut group;
+            let Some(reason) = left.trouble else {
+                (pauses, conflicts) = (Pauses::between_commits(), 0);
+                if let Some(courtesy) = self.contended.courtesy(&left.user_id, began.elapsed()) {
+                    sleep(courtesy).await;
+                }
+                continue;
+            };
+            if reason == Unavailable::TooManyConflicts && conflicts < CONFLICTS_WITHOUT_PAUSE {
+                conflicts += 1;
+                continue;
+            }
+            let latest = left.changes.iter().map(|pending| pending.deadline).max();
+            if let Some(latest) = latest
+                && pauses.pause(latest).await.is_err()
+            {
+                let out_of_time = left.changes.drain(..);
+                out_of_time.for_each(|pending| answers.fail(pending, reason));
+                answers.deliver();
+            }
         }
     }
 }

@@ -17,9 +17,10 @@ use crate::domain::{
 
 statement! {
     /// The heads of all users, in one row of arrays; then, for those users of whom more is wanted, a row for each segment
-    /// that `Timeline` asks for, with what is stored under the idempotency keys. Part 1 is the closed segment that the deep
-    /// operation falls into, part 2 the first later closed one that it would breach, part 3 the open one. One statement is
-    /// one snapshot, so all of a user belongs to one version.
+    /// that `Timeline` asks for, with what is stored under the idempotency keys. Of several operations not too far back,
+    /// these are all segments from the earliest one's on, the closed ones as part 1 and the open one as part 3. Of others,
+    /// part 1 is the closed segment that the deep operation falls into, part 2 the first later closed one that it would
+    /// breach, part 3 the open one. One statement is one snapshot, so all of a user belongs to one version.
     ///
     /// A user whose operations are in order, without keys, costs one row of `balance` and nothing else: a third of what it
     /// costs to go through the joins for it, measured with 64 users a statement.
@@ -36,13 +37,14 @@ statement! {
         idempotency_keys: &'a [&'a str] => Array<Text>,
         segment_length: i32 => Integer,
         reach: Option<i64> => Nullable<BigInt>,
+        near: i64 => BigInt,
     }
     => (
         BigInt, Nullable<Integer>,
         Nullable<Array<Nullable<BigInt>>>, Nullable<Array<Nullable<BigInt>>>,
         Nullable<Array<Nullable<Timestamptz>>>, Nullable<Array<Nullable<Integer>>>,
-        Nullable<Timestamptz>, Nullable<Bool>,
-        Nullable<Bool>, Nullable<BigInt>,
+        Nullable<Timestamptz>, Nullable<Bool>, Nullable<Bool>,
+        Nullable<Timestamptz>, Nullable<BigInt>,
         Nullable<Array<Timestamptz>>, Nullable<Array<BigInt>>, Nullable<Array<Integer>>,
         Nullable<Array<Text>>, Nullable<Array<SqlUuid>>, Nullable<Array<Timestamptz>>, Nullable<Array<BigInt>>,
         Nullable<Array<Text>>, Nullable<Array<BigInt>>
@@ -57,24 +59,29 @@ statement! {
 SELECT 0::bigint, NULL::integer,
     array_agg(version ORDER BY number), array_agg(balance ORDER BY number),
     array_agg(latest ORDER BY number), array_agg(since_checkpoint ORDER BY number),
-    NULL::timestamptz, NULL::boolean, NULL::boolean, NULL::bigint,
+    NULL::timestamptz, NULL::boolean, NULL::boolean, NULL::timestamptz, NULL::bigint,
     NULL::timestamptz[], NULL::bigint[], NULL::integer[],
     NULL::text[], NULL::uuid[], NULL::timestamptz[], NULL::bigint[], NULL::text[], NULL::bigint[]
 FROM heads
 UNION ALL
 SELECT q.number, part.number, NULL, NULL, NULL, NULL,
-    coalesce(closed."timestamp", own."timestamp"), far."timestamp" IS NOT NULL,
-    part.until IS NOT NULL, previous.balance,
+    coalesce(closed."timestamp", own."timestamp"), far."timestamp" IS NOT NULL, near.is_near,
+    part.until, previous.balance,
     moments.timestamps, moments.changes, moments.operations,
     earlier.keys, earlier.ids, earlier.timestamps, earlier.changes, earlier.contexts, earlier.balances
 FROM asked CROSS JOIN heads q
+CROSS JOIN LATERAL (
+    SELECT count(*) BETWEEN 1 AND asked.near AS is_near FROM (
+        SELECT FROM balance_checkpoints c
+        WHERE q.earliest < q.latest AND q.operations > 1 AND c.user_id = q.user_id AND c."timestamp" >= q.earliest
+        LIMIT asked.near + 1) behind) near
 LEFT JOIN LATERAL (
     SELECT c."timestamp" FROM balance_checkpoints c
-    WHERE q.earliest < q.latest AND q.operations > 1 AND c.user_id = q.user_id
+    WHERE q.earliest < q.latest AND q.operations > 1 AND NOT near.is_near AND c.user_id = q.user_id
     ORDER BY c."timestamp" DESC LIMIT 1) closed ON true
 LEFT JOIN LATERAL (
     SELECT c."timestamp" FROM balance_checkpoints c
-    WHERE q.deep < q.latest AND c.user_id = q.user_id AND c."timestamp" >= q.deep
+    WHERE q.deep < q.latest AND NOT near.is_near AND c.user_id = q.user_id AND c."timestamp" >= q.deep
     ORDER BY c."timestamp" LIMIT 1) own ON true
 LEFT JOIN LATERAL (
     SELECT c."timestamp" FROM balance_checkpoints c
@@ -93,7 +100,10 @@ LEFT JOIN LATERAL (
         (2, breached."timestamp", breached."timestamp" IS NOT NULL),
         (3, NULL, q.earliest < q.latest OR (q.newest > q.latest
             AND q.since_checkpoint::bigint + q.operations > 2 * asked.segment_length))) p (number, until, wanted)
-    WHERE p.wanted) part ON true
+    WHERE p.wanted
+    UNION ALL
+    SELECT 1, c."timestamp" FROM balance_checkpoints c
+    WHERE near.is_near AND c.user_id = q.user_id AND c."timestamp" >= q.earliest) part ON true
 LEFT JOIN LATERAL (
     SELECT c."timestamp", c.balance FROM balance_checkpoints c
     WHERE part.number IS NOT NULL AND c.user_id = q.user_id AND c."timestamp" < coalesce(part.until, 'infinity')
@@ -134,6 +144,10 @@ FROM asked CROSS JOIN unnest(asked.user_ids) WITH ORDINALITY AS q (user_id, numb
 LEFT JOIN balance b ON b.user_id = q.user_id"#
 }
 
+/// The most closed segments that are read for one group of operations, however far it may reach: these take some tens of
+/// milliseconds, once for a backlog. Of operations further back, one reading covers a single one.
+const MOST_SEGMENTS: u32 = 1_024;
+
 /// Operations of one user that are to be judged by one reading: at least one.
 #[derive(Clone, Debug)]
 pub struct Group<'a> {
@@ -163,7 +177,7 @@ pub struct UserState {
     pub earlier: HashMap<String, EarlierOperation>,
     /// Where the last checkpoint stands, if one of the operations may lie at or before it.
     closed_until: Option<Timestamp>,
-    /// The one operation that may lie in a closed segment; none if that is out of reach.
+    /// The one operation that may lie at or before it; none if that is out of reach.
     deep: Option<OperationId>,
 }
 
@@ -195,8 +209,8 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// Adds an operation of the same user. Of all operations that lie in closed segments one reading can cover a single
-    /// one: the earliest, unless [`deep_first`](Self::deep_first) names another.
+    /// Adds an operation of the same user. Where operations lie too far back to be read for together, one reading covers a
+    /// single one of those in closed segments: the earliest, unless [`deep_first`](Self::deep_first) names another.
     pub fn add(&mut self, operation: &'a Operation, key: Option<&'a IdempotencyKey>) {
         if operation.timestamp < self.earliest {
             self.earliest = operation.timestamp;
@@ -235,6 +249,7 @@ type StateRow = (
     Option<PgTimestamp>,
     Option<bool>,
     Option<bool>,
+    Option<PgTimestamp>,
     Option<i64>,
     Option<Vec<PgTimestamp>>,
     Option<Vec<i64>>,
@@ -367,13 +382,17 @@ impl Store {
                 Reach::Unlimited => None,
                 Reach::Checkpoints(count) => Some(i64::from(count)),
             },
+            near: match reach {
+                Reach::Unlimited => i64::from(MOST_SEGMENTS),
+                Reach::Checkpoints(count) => i64::from(count.min(MOST_SEGMENTS)),
+            },
         };
         let mut lease = self.connections.lease(deadline).await?;
         let loading = statement.load(lease.connection());
         let result = timeout_at(deadline, loading).await;
         let mut rows: Vec<StateRow> = lease.end(result)?;
         // The heads first, then the parts of each user in their order.
-        rows.sort_unstable_by_key(|row| (row.0, row.1));
+        rows.sort_unstable_by_key(|row| (row.0, row.1, row.9));
         let mut rows = rows.into_iter().peekable();
         let heads = rows.next_if(|row| row.0 == 0).map(heads_of).unwrap_or_default();
         let mut heads = to_heads(heads).into_iter();
@@ -390,16 +409,18 @@ impl Store {
         let mut earlier = HashMap::new();
         let mut closed_until = None;
         let mut deep = Some(group.deep.id);
+        let mut is_contiguous = false;
         for row in parts {
-            let (_, part, _, _, _, _, last_checkpoint, is_far, is_closed, opening, ..) = row;
+            let (_, part, _, _, _, _, last_checkpoint, is_far, is_near, until, opening, ..) = row;
             let (.., timestamps, changes, operations, keys, ids, at, balance_changes, contexts, after) = row;
             closed_until = last_checkpoint.map(from_postgres);
             deep = deep.filter(|_| is_far != Some(true));
+            is_contiguous = is_near == Some(true);
             if part.is_some() {
                 segments.push(Segment {
                     opening: opening.unwrap_or(0),
                     moments: to_moments(timestamps, changes, operations),
-                    closed: is_closed == Some(true),
+                    closed: until.is_some(),
                 });
             }
             if earlier.is_empty() {
@@ -415,7 +436,10 @@ impl Store {
             });
         }
         UserState {
-            timeline: Timeline::new(head, segments, self.segment_length),
+            timeline: match is_contiguous {
+                true => Timeline::contiguous(head, segments, self.segment_length),
+                false => Timeline::new(head, segments, self.segment_length),
+            },
             earlier,
             closed_until,
             deep,

@@ -144,6 +144,24 @@ impl SegmentedModel {
         answers
     }
 
+    /// Judges all of them on one reading of all segments from the earliest one's on.
+    fn accept_contiguous(&mut self, operations: &[Operation]) -> Vec<Result<i64, Refusal>> {
+        let earliest = operations.iter().map(|operation| operation.timestamp).min().unwrap();
+        let ends = self.checkpoints.range(earliest..).map(|(end, _)| Some(*end));
+        let segments = ends.chain([None]).map(|end| self.segment(end)).collect();
+        let mut timeline = Timeline::contiguous(self.head, segments, self.length);
+        let judged = operations
+            .iter()
+            .map(|operation| (operation, timeline.accept(operation)));
+        let judged: Vec<_> = judged.collect();
+        let accepted = judged.iter().filter(|(_, answer)| answer.is_ok());
+        self.store(&accepted.map(|(operation, _)| *operation).collect::<Vec<_>>(), timeline);
+        judged
+            .into_iter()
+            .map(|(_, answer)| answer.map(|entry| entry.balance_after))
+            .collect()
+    }
+
     fn store(&mut self, accepted: &[&Operation], timeline: Timeline) {
         let changes = timeline.into_changes();
         self.head = changes.head;
@@ -330,6 +348,22 @@ proptest! {
                 prop_assert_eq!(segmented.accept(operation), expect(operation));
                 segmented.check();
             }
+        }
+    }
+
+    #[test]
+    fn operations_judged_together_may_fall_into_any_segments_if_all_later_ones_are_there(
+        length in 1..6_u32,
+        groups in prop::collection::vec(prop::collection::vec((change(), 0..30_i64), 1..12), 1..20),
+    ) {
+        let mut naive = NaiveModel::default();
+        let mut segmented = SegmentedModel::new(length);
+        for group in groups {
+            let group: Vec<_> = group.into_iter().map(|(change, seconds)| operation(change, seconds)).collect();
+            let mut expect = |operation: &Operation| naive.accept(operation).map(|balance| i64::try_from(balance).unwrap());
+            let expected: Vec<_> = group.iter().map(&mut expect).collect();
+            prop_assert_eq!(segmented.accept_contiguous(&group), expected);
+            segmented.check();
         }
     }
 
