@@ -184,14 +184,16 @@ impl Store {
         let lease = self.connections.lease(deadline).await;
         let mut lease = lease.map_err(CommitError::NotStored)?;
         let connection = lease.connection();
-        let result: Result<Result<(Vec<i64>,), _>, _> = if columns.are_plain() {
-            timeout_at(deadline, columns.plain_statement(instance).get_result(connection)).await
+        // The row comes before the commit, which PostgreSQL does when the statement has ended and may still fail, as when it
+        // is shut down. `load` waits for the end, where `get_result` would take the row for it.
+        let result: Result<Result<Vec<(Vec<i64>,)>, _>, _> = if columns.are_plain() {
+            timeout_at(deadline, columns.plain_statement(instance).load(connection)).await
         } else {
-            timeout_at(deadline, columns.statement(instance).get_result(connection)).await
+            timeout_at(deadline, columns.statement(instance).load(connection)).await
         };
         match lease.end(result) {
-            Ok((won,)) => {
-                for number in won {
+            Ok(rows) => {
+                for number in rows.into_iter().flat_map(|(won,)| won) {
                     outcomes[columns.index_of(number)] = CommitOutcome::Stored;
                 }
                 Ok(outcomes)

@@ -193,3 +193,27 @@ async fn a_database_that_is_not_there_is_unreachable() {
     let result = balance_at(&store, &operation("alice", 0, 0).user_id, at(0)).await;
     assert!(matches!(result, Err(StoreError::Unreachable(_))), "{result:?}");
 }
+
+#[tokio::test]
+async fn what_fails_when_the_statement_is_done_and_its_row_sent_is_not_taken_for_stored() {
+    let database = fresh_database().await;
+    let store = store(&database, 8);
+    accept(&store, &operation("alice", 10, 1)).await.unwrap();
+    // Fires at the end of the transaction, after the row that the statement returns.
+    let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'too late'; END $$;
+        CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON changes_history DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION refuse()";
+    database.client().await.batch_execute(refuse).await.unwrap();
+    let operation = operation("alice", 5, 2);
+    let mut read = state(&store, &operation, None).await;
+    let entry = read.timeline.accept(&operation).unwrap();
+    let commitment = Commitment {
+        operation: &operation,
+        idempotency_key: None,
+        approved: false,
+        entry,
+    };
+    let result = commit(&store, &[commitment], &read.timeline.into_changes(), soon()).await;
+    assert!(result.is_err(), "{result:?}");
+    assert_eq!(counts(&database).await, (1, 1, 0));
+}
