@@ -59,11 +59,8 @@ async fn stored(database: &Database) -> i64 {
 }
 
 async fn replica_with(database: &Database, approver_url: &str, settings: &[(&str, &str)]) -> Replica {
-    let mut options = ReplicaOptions::new(&database.url, approver_url);
-    for (variable, value) in settings {
-        options = options.set(variable, *value);
-    }
-    options.start().await
+    let options = ReplicaOptions::new(&database.url, approver_url);
+    options.set_all(settings).start().await
 }
 
 #[tokio::test]

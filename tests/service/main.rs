@@ -14,6 +14,7 @@ mod history;
 mod idempotency;
 mod load;
 mod log;
+mod mixed;
 mod model;
 mod race;
 mod reads;

@@ -45,6 +45,14 @@ pub struct StoredUser {
     pub checkpoints: Vec<(Micros, i64, i64, i64)>,
 }
 
+/// The ids of all users of whom anything is stored.
+pub async fn users_stored(sql: &Client) -> Vec<String> {
+    let ids = "SELECT user_id FROM balance UNION SELECT user_id FROM changes_history \
+         UNION SELECT user_id FROM balance_checkpoints ORDER BY 1";
+    let rows = sql.query(ids, &[]).await.unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
 impl StoredUser {
     pub async fn read(sql: &Client, user_id: &str) -> Self {
         const MICROS: &str = "(extract(epoch FROM MOMENT) * 1000000)::bigint";

@@ -1,29 +1,63 @@
-//! Many clients on one user, through two replicas that know nothing of each other. Afterwards an independent model
-//! replays what is stored, and every answer that a client got must be explained by it.
+//! Many clients on few users, through two replicas that know nothing of each other. Afterwards an independent model
+//! replays what is stored of every user, and every answer that a client got must be explained by it.
 
-use std::collections::HashMap;
-use std::ops::RangeInclusive;
+pub mod explain;
+
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use serde_json::{Value, json};
+use futures_util::future::join_all;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::json;
 
-use crate::model::{Micros, Model, Random, Stored, StoredUser, assert_same, micros, rfc3339};
+use crate::model::{Micros, Random, StoredUser, rfc3339, users_stored};
 use crate::support::approver::TestApprover;
 use crate::support::client::{Answer, ServiceClient};
 use crate::support::postgres::fresh_database;
-use crate::support::replica::Replica;
+use crate::support::replica::{Replica, ReplicaOptions};
 
-const USER: &str = "hot";
-const CLIENTS: usize = 64;
-const CHANGES_PER_CLIENT: usize = 24;
 const SECOND: i64 = 1_000_000;
+pub const HOUR: i64 = 3_600 * SECOND;
 /// 2026-01-31T12:00:00Z
 const BASE: Micros = 1_769_860_800 * SECOND;
+/// So many operations of loading are under way at once.
+const LOADERS: usize = 32;
+
+/// A user whom the clients know.
+#[derive(Clone, Copy)]
+pub struct Known {
+    pub id: &'static str,
+    /// Of a hundred changes, so many.
+    pub share: u64,
+    /// So many operations are there when the clients begin.
+    pub loaded: usize,
+}
+
+/// What is run, and on what.
+pub struct Course {
+    /// What is left of the hundred changes goes to users nobody has heard of.
+    pub users: &'static [Known],
+    pub clients: usize,
+    /// Each client makes so many changes.
+    pub steps: usize,
+    /// How far in the past a late operation may be; the users' first deposits are half as far.
+    pub past: Micros,
+    /// Variables of both replicas.
+    pub settings: &'static [(&'static str, &'static str)],
+    /// `default_transaction_isolation` of the database, if not PostgreSQL's.
+    pub isolation: Option<&'static str>,
+}
 
 /// What was asked of a replica.
 #[derive(Clone, Debug)]
-enum Ask {
+struct Ask {
+    user: String,
+    what: What,
+}
+
+#[derive(Clone, Debug)]
+enum What {
     Change {
         context: String,
         change: i64,
@@ -44,6 +78,7 @@ struct Exchange {
 }
 
 struct Race {
+    course: Course,
     replicas: Vec<ServiceClient>,
     exchanges: Mutex<Vec<Exchange>>,
 }
@@ -52,9 +87,9 @@ impl Race {
     async fn send(&self, replica: usize, ask: Ask) -> Answer {
         let client = &self.replicas[replica];
         let begin = Instant::now();
-        let answer = match &ask {
-            Ask::Read(at) => client.balance(USER, at.map(rfc3339).as_deref()).await,
-            Ask::Change {
+        let answer = match &ask.what {
+            What::Read(at) => client.balance(&in_url(&ask.user), at.map(rfc3339).as_deref()).await,
+            What::Change {
                 context,
                 change,
                 timestamp,
@@ -62,7 +97,7 @@ impl Race {
             } => {
                 let timestamp = rfc3339(*timestamp);
                 let body =
-                    json!({ "userId": USER, "context": context, "balanceChange": change, "timestamp": timestamp });
+                    json!({ "userId": ask.user, "context": context, "balanceChange": change, "timestamp": timestamp });
                 match key {
                     None => client.change(&body).await,
                     Some(key) => client.change_with_key(&body, key).await,
@@ -80,44 +115,131 @@ impl Race {
         answer
     }
 
+    /// The first deposits, and the operations that are there when the clients begin: sent one after the other with many
+    /// under way, and so nearly in order.
+    async fn load(&self, mut random: Random) {
+        let begin = BASE - self.course.past / 2;
+        let ask = |known: &Known, context: String, change: i64, timestamp: Micros| Ask {
+            user: known.id.to_owned(),
+            what: What::Change {
+                context,
+                change,
+                timestamp,
+                key: None,
+            },
+        };
+        for known in self.course.users {
+            let deposit = ask(known, "the first deposit".to_owned(), 150_000, begin);
+            self.send(0, deposit).await.expect(200);
+        }
+        let mut asks = Vec::new();
+        for known in self.course.users {
+            asks.extend((0..known.loaded).map(|number| {
+                let timestamp = begin + self.course.past / 2 * number as i64 / known.loaded as i64;
+                let context = format!("loaded {number}");
+                (
+                    timestamp,
+                    ask(known, context, random.between(-9_000, 10_000), timestamp),
+                )
+            }));
+        }
+        asks.sort_by_key(|(timestamp, _)| *timestamp);
+        let asks = Mutex::new(asks.into_iter().enumerate());
+        let loaders = (0..LOADERS).map(|_| async {
+            loop {
+                let next = asks.lock().unwrap().next();
+                let Some((number, (_, ask))) = next else { return };
+                self.send(number % self.replicas.len(), ask).await;
+            }
+        });
+        join_all(loaders).await;
+    }
+
     async fn client(&self, number: usize, mut random: Random) {
-        for step in 0..CHANGES_PER_CLIENT {
+        for step in 0..self.course.steps {
             let replica = usize::from(random.percent(50));
             if random.percent(30) {
-                let moment = a_moment(&mut random, step);
+                let moment = self.a_moment(&mut random, step);
                 let at = (!random.percent(25)).then_some(moment);
-                self.send(replica, Ask::Read(at)).await;
+                let user = self.a_user(&mut random);
+                let what = What::Read(at);
+                self.send(replica, Ask { user, what }).await;
             }
             // One change in eight is known to several clients, who send it under the same key.
             let ask = if random.percent(12) {
-                a_shared_change(&mut random)
+                self.a_shared_change(&mut random)
             } else {
-                Ask::Change {
+                let user = self.a_user(&mut random);
+                let what = What::Change {
                     context: format!("client {number} step {step}"),
                     change: an_amount(&mut random),
-                    timestamp: a_moment(&mut random, step),
+                    timestamp: self.a_moment(&mut random, step),
                     key: random.percent(20).then(|| format!("key-of-{number}-step-{step}")),
-                }
+                };
+                Ask { user, what }
             };
-            let answer = self.send(replica, ask.clone()).await;
-            let keyed = matches!(&ask, Ask::Change { key: Some(_), .. });
-            // Repeats of what came through and of what did not; often on the other replica.
-            if keyed && (answer.status == 503 || random.percent(30)) {
-                self.send(usize::from(random.percent(50)), ask).await;
+            let keyed = matches!(&ask.what, What::Change { key: Some(_), .. });
+            let mut asks = vec![ask];
+            if keyed && random.percent(30) {
+                // Again at the same time, with the same body or another.
+                asks.push(asks[0].clone());
+                if let What::Change { context, .. } = &mut asks[1].what
+                    && random.percent(50)
+                {
+                    context.push_str(" rival");
+                }
+            }
+            let answers = join_all(asks.iter().map(|ask| self.send(replica, ask.clone()))).await;
+            for (ask, answer) in asks.into_iter().zip(answers) {
+                // Repeats of what came through and of what did not; often on the other replica.
+                if keyed && (answer.status == 503 || random.percent(30)) {
+                    self.send(usize::from(random.percent(50)), ask).await;
+                }
             }
         }
     }
+
+    fn a_user(&self, random: &mut Random) -> String {
+        let mut drawn = random.next() % 100;
+        for known in self.course.users {
+            if drawn < known.share {
+                return known.id.to_owned();
+            }
+            drawn -= known.share;
+        }
+        format!("stranger {}", random.between(1, 30))
+    }
+
+    /// Around the moment of the step; some equal, some far back, some tomorrow.
+    fn a_moment(&self, random: &mut Random, step: usize) -> Micros {
+        let step = BASE + step as i64 * 2 * SECOND;
+        match random.between(0, 99) {
+            0..40 => step + random.between(-4, 4) * SECOND / 2,
+            40..65 => step + random.between(-3 * SECOND, 3 * SECOND),
+            65..85 => step + random.between(-5_000, 5_000),
+            85..96 => step - random.between(0, self.course.past / SECOND) * SECOND,
+            _ => step + 24 * HOUR,
+        }
+    }
+
+    /// Two bodies for each of 30 keys: whichever comes first is the key's, and the other is refused.
+    fn a_shared_change(&self, random: &mut Random) -> Ask {
+        let key = random.between(1, 30);
+        let rival = random.percent(25);
+        let user = self.a_user(&mut Random(key.unsigned_abs()));
+        let mut of_key = Random(key.unsigned_abs() * 2 + u64::from(rival));
+        let what = What::Change {
+            context: format!("shared {key} {}", if rival { "rival" } else { "first" }),
+            change: an_amount(&mut of_key),
+            timestamp: self.a_moment(&mut of_key, 5),
+            key: Some(format!("shared-{key}")),
+        };
+        Ask { user, what }
+    }
 }
 
-/// Around the moment of the step; some equal, some far back, some tomorrow.
-fn a_moment(random: &mut Random, step: usize) -> Micros {
-    let step = BASE + step as i64 * 2 * SECOND;
-    match random.between(0, 99) {
-        0..40 => step + random.between(-4, 4) * SECOND / 2,
-        40..85 => step + random.between(-3 * SECOND, 3 * SECOND),
-        85..96 => step - random.between(0, 3_600) * SECOND,
-        _ => step + 86_400 * SECOND,
-    }
+fn in_url(user: &str) -> String {
+    utf8_percent_encode(user, NON_ALPHANUMERIC).to_string()
 }
 
 /// More is taken than given, so that a part cannot be afforded; some need approval.
@@ -131,44 +253,35 @@ fn an_amount(random: &mut Random) -> i64 {
     }
 }
 
-/// Two bodies for each of 30 keys: whichever comes first is the key's, and the other is refused.
-fn a_shared_change(random: &mut Random) -> Ask {
-    let key = random.between(1, 30);
-    let rival = random.percent(25);
-    let mut of_key = Random(key.unsigned_abs() * 2 + u64::from(rival));
-    Ask::Change {
-        context: format!("shared {key} {}", if rival { "rival" } else { "first" }),
-        change: an_amount(&mut of_key),
-        timestamp: a_moment(&mut of_key, 5),
-        key: Some(format!("shared-{key}")),
-    }
-}
-
-#[tokio::test]
-async fn every_answer_of_64_racing_clients_is_explained_by_the_stored_history() {
+/// Runs it, and explains all that was answered, stored and logged; returns what is stored of each user.
+pub async fn run(course: Course) -> BTreeMap<String, StoredUser> {
     let given = std::env::var("RACE_SEED").ok().map(|seed| seed.parse().unwrap());
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
     let seed: u64 = given.unwrap_or(clock.into());
     println!("RACE_SEED={seed} draws the same changes again");
 
     let (database, approver) = (fresh_database().await, TestApprover::start().await);
+    if let Some(level) = course.isolation {
+        database.isolate(level).await;
+    }
     approver.delay(Duration::from_millis(50));
-    let first = Replica::start(&database, &approver).await;
-    let second = Replica::start(&database, &approver).await;
+    let start = || {
+        let options = ReplicaOptions::new(&database.url, &approver.url());
+        options.set_all(course.settings).start()
+    };
+    let replicas = [start().await, start().await];
     let race = Arc::new(Race {
-        replicas: vec![ServiceClient::new(&first.url), ServiceClient::new(&second.url)],
+        course,
+        replicas: replicas
+            .iter()
+            .map(|replica| ServiceClient::new(&replica.url))
+            .collect(),
         exchanges: Mutex::default(),
     });
-    let deposit = Ask::Change {
-        context: "the first deposit".to_owned(),
-        change: 150_000,
-        timestamp: BASE - 1_800 * SECOND,
-        key: None,
-    };
-    race.send(0, deposit).await.expect(200);
-    let clients: Vec<_> = (0..CLIENTS)
+    race.load(Random(seed)).await;
+    let clients: Vec<_> = (0..race.course.clients)
         .map(|number| {
-            let (race, random) = (Arc::clone(&race), Random(seed ^ ((number as u64) << 40)));
+            let (race, random) = (Arc::clone(&race), Random(seed ^ ((number as u64 + 1) << 40)));
             tokio::spawn(async move { race.client(number, random).await })
         })
         .collect();
@@ -176,209 +289,52 @@ async fn every_answer_of_64_racing_clients_is_explained_by_the_stored_history() 
         client.await.unwrap();
     }
 
-    let stored = StoredUser::read(&database.client().await, USER).await;
-    let race = Arc::into_inner(race).expect("all clients have ended");
-    let exchanges = race.exchanges.into_inner().unwrap();
-    let logs = [first.log_lines(), second.log_lines()];
-    explain(&stored, &exchanges);
-    lines_match_answers(&exchanges, &logs);
-    lines_match_history(&stored, &logs);
-    big_ones_were_approved(&stored, &exchanges, approver.calls().len());
+    let Race { course, exchanges, .. } = Arc::into_inner(race).expect("all clients have ended");
+    let exchanges = exchanges.into_inner().unwrap();
+    let sql = database.client().await;
+    let mut by_user: BTreeMap<&str, Vec<&Exchange>> = BTreeMap::new();
+    for exchange in &exchanges {
+        by_user.entry(&exchange.ask.user).or_default().push(exchange);
+    }
+    for user in users_stored(&sql).await {
+        assert!(by_user.contains_key(user.as_str()), "stored and not asked for: {user}");
+    }
+    let mut stored = BTreeMap::new();
+    for (user, exchanges) in by_user {
+        let of_user = StoredUser::read(&sql, user).await;
+        explain::answers(&of_user, &exchanges);
+        stored.insert(user.to_owned(), of_user);
+    }
+    let logs = replicas.each_ref().map(Replica::log_lines);
+    explain::lines_match_answers(&exchanges, &logs);
+    let histories: Vec<_> = stored.values().flat_map(|user| &user.history).collect();
+    explain::lines_match_history(&histories, &logs);
+    explain::big_ones_were_approved(&histories, &exchanges, approver.calls().len());
     let count = |status: u16| exchanges.iter().filter(|one| one.answer.status == status).count();
     let [ok, refused, reused, unavailable] = [200, 403, 422, 503].map(count);
-    println!(
-        "{ok} × 200, {refused} × 403, {reused} × 422, {unavailable} × 503, {} stored",
-        stored.history.len()
-    );
-    assert!(exchanges.len() > CLIENTS * CHANGES_PER_CLIENT && refused > 0 && stored.history.len() > 1);
-    first.stop().await;
-    second.stop().await;
-}
-
-fn explain(stored: &StoredUser, exchanges: &[Exchange]) {
-    let by_id: HashMap<&str, &Stored> = by(stored, |one| Some(one.operation_id.as_str()));
-    let by_key: HashMap<&str, &Stored> = by(stored, |one| one.key.as_deref());
-    let by_context: HashMap<&str, &Stored> = by(stored, |one| Some(one.context.as_str()));
-    // When each stored operation may have been stored at the earliest, and when it was known to be at the latest.
-    let mut begun: HashMap<i64, Instant> = HashMap::new();
-    let mut known: Vec<(Instant, i64)> = Vec::new();
-    for exchange in exchanges {
-        let Ask::Change { context, .. } = &exchange.ask else {
-            continue;
-        };
-        if let Some(one) = by_context.get(context.as_str()) {
-            let earliest = begun.entry(one.seq).or_insert(exchange.begin);
-            *earliest = exchange.begin.min(*earliest);
-        }
-        if let Some(id) = exchange.answer.body["operationId"].as_str() {
-            let one = by_id.get(id).unwrap_or_else(|| panic!("not stored: {exchange:#?}"));
-            known.push((exchange.end, one.seq));
-        }
+    let kept = histories.len();
+    println!("{ok} × 200, {refused} × 403, {reused} × 422, {unavailable} × 503, {kept} stored");
+    assert!(exchanges.len() > course.clients * course.steps && refused > 0 && kept > 1);
+    assert!(unavailable * 50 <= exchanges.len(), "{unavailable} × 503");
+    for replica in replicas {
+        replica.stop().await;
     }
-    assert_eq!(begun.len(), stored.history.len(), "stored and not asked for");
-
-    // What an answer says of the state it was given on must be true of a version between these two.
-    let mut claims: Vec<(RangeInclusive<i64>, &Exchange)> = Vec::new();
-    for exchange in exchanges {
-        let before = known.iter().filter(|(end, _)| *end < exchange.begin);
-        let after = begun.iter().filter(|(_, begin)| **begin > exchange.end);
-        let low = before.map(|(_, seq)| *seq).max().unwrap_or(0);
-        let high = after
-            .map(|(seq, _)| seq - 1)
-            .min()
-            .unwrap_or(stored.history.len() as i64);
-        let Ask::Change {
-            context,
-            change,
-            timestamp,
-            key,
-        } = &exchange.ask
-        else {
-            assert_eq!(exchange.answer.status, 200, "{exchange:#?}");
-            claims.push((low..=high, exchange));
-            continue;
-        };
-        let of_key = key.as_deref().and_then(|key| by_key.get(key));
-        let body = &exchange.answer.body;
-        match (exchange.answer.status.as_u16(), exchange.answer.code()) {
-            (200, _) => {
-                let one = by_id[body["operationId"].as_str().unwrap()];
-                let replayed = exchange.answer.headers.contains_key("idempotency-replayed");
-                assert!((low < one.seq || replayed) && one.seq <= high, "{one:?} {exchange:#?}");
-                let said = (&one.context, one.change, one.timestamp, &one.key);
-                assert_eq!(said, (context, *change, *timestamp, key), "{exchange:#?}");
-                assert_eq!(body["balance"], one.balance_after, "{exchange:#?}");
-                assert_eq!(body["balanceChange"], *change);
-                assert_eq!(micros(body["timestamp"].as_str().unwrap()), *timestamp);
-            }
-            (403, "insufficient_funds") => claims.push((low..=high, exchange)),
-            (422, "idempotency_key_reused") => {
-                let one = of_key.unwrap_or_else(|| panic!("the key is not stored: {exchange:#?}"));
-                assert!(one.seq <= high && one.context != *context, "{one:?} {exchange:#?}");
-            }
-            (503, "outcome_unknown") => {}
-            // Nothing was changed; under a key, another attempt may have come through.
-            (503, "too_many_conflicts" | "database_unavailable" | "overloaded") => {
-                assert!(
-                    key.is_some() || !by_context.contains_key(context.as_str()),
-                    "{exchange:#?}"
-                );
-            }
-            _ => panic!("an answer that nothing explains: {exchange:#?}"),
-        }
-    }
-    stored.verify(|version, model| {
-        claims.retain(|(versions, exchange)| !(versions.contains(&version) && is_true(exchange, model)));
-    });
-    assert!(claims.is_empty(), "true of none of these versions: {claims:#?}");
+    stored
 }
 
-/// Whether the answer is right when the model's operations are all there is.
-fn is_true(exchange: &Exchange, model: &Model) -> bool {
-    let body = &exchange.answer.body;
-    match &exchange.ask {
-        Ask::Read(at) => {
-            let said = micros(body["timestamp"].as_str().unwrap());
-            assert!(at.is_none_or(|at| at == said), "{exchange:#?}");
-            model.balance_at(said) == i128::from(body["balance"].as_i64().unwrap())
-        }
-        Ask::Change { change, timestamp, .. } => {
-            let said = (
-                micros(body["at"].as_str().unwrap()),
-                body["shortfall"].as_u64().unwrap().into(),
-            );
-            model.first_negative(*timestamp, *change) == Some(said)
-        }
-    }
-}
-
-/// The stored operations by a name that at most one of them may have.
-fn by<'a>(stored: &'a StoredUser, name: impl Fn(&'a Stored) -> Option<&'a str>) -> HashMap<&'a str, &'a Stored> {
-    let mut all = HashMap::new();
-    for one in &stored.history {
-        if let Some(name) = name(one) {
-            let other = all.insert(name, one);
-            assert!(other.is_none(), "stored twice: {one:?} and {other:?}");
-        }
-    }
-    all
-}
-
-/// Each replica has written one line for each of its answers, and no other.
-fn lines_match_answers(exchanges: &[Exchange], logs: &[Vec<Value>; 2]) {
-    for (replica, lines) in logs.iter().enumerate() {
-        let answers = exchanges.iter().filter(|exchange| exchange.replica == replica);
-        let expected = answers.map(|exchange| {
-            let body = &exchange.answer.body;
-            let outcome = match exchange.answer.code() {
-                "" if exchange.answer.headers.contains_key("idempotency-replayed") => "replayed",
-                "" => "accepted",
-                code => code,
-            };
-            let asked = match &exchange.ask {
-                Ask::Change {
-                    context,
-                    change,
-                    timestamp,
-                    ..
-                } => format!("changeBalance {context:?} {change} at {timestamp}"),
-                Ask::Read(_) => format!("getBalance at {}", micros(body["timestamp"].as_str().unwrap())),
-            };
-            format!("{asked}: {outcome} {} {}", body["operationId"], body["balance"])
-        });
-        let written = lines.iter().map(|line| {
-            assert_eq!(line["userId"], USER);
-            let moment = micros(line["timestamp"].as_str().unwrap());
-            let operation = line["operation"].as_str().unwrap();
-            let asked = match line["context"].as_str() {
-                Some(context) => format!("{operation} {context:?} {} at {moment}", line["balanceChange"]),
-                None => format!("{operation} at {moment}"),
-            };
-            let outcome = line["outcome"].as_str().unwrap();
-            let id = if outcome == "outcome_unknown" {
-                &Value::Null
-            } else {
-                &line["operationId"]
-            };
-            format!("{asked}: {outcome} {id} {}", line["balance"])
-        });
-        assert_same("the answers and the lines", expected.collect(), written.collect());
-    }
-}
-
-/// Every stored operation has one line that says so, in one of the logs.
-fn lines_match_history(stored: &StoredUser, logs: &[Vec<Value>; 2]) {
-    let changes = logs
-        .iter()
-        .flatten()
-        .filter(|line| line["operation"] == "changeBalance");
-    let told = changes.filter(|line| match line["outcome"].as_str().unwrap() {
-        "accepted" => true,
-        // One that could not be told from a lost one when its time was up.
-        "outcome_unknown" => stored
-            .history
-            .iter()
-            .any(|one| line["operationId"] == *one.operation_id),
-        _ => false,
-    });
-    let told = told.map(|line| line["operationId"].as_str().unwrap().to_owned());
-    let kept = stored.history.iter().map(|one| one.operation_id.clone());
-    assert_same(
-        "the stored operations and the accepted lines",
-        kept.collect(),
-        told.collect(),
-    );
-}
-
-/// The Approver was asked once for each big operation that was stored, and at most once for each that was not.
-fn big_ones_were_approved(stored: &StoredUser, exchanges: &[Exchange], calls: usize) {
-    let kept = stored.history.iter().filter(|one| one.approved).count();
-    let asked = exchanges
-        .iter()
-        .filter(|one| matches!(&one.ask, Ask::Change { change, .. } if change.unsigned_abs() > 100_000));
-    let asked = asked.count();
-    assert!(
-        (kept..=asked).contains(&calls),
-        "{calls} calls, {kept} stored, {asked} asked"
-    );
+#[tokio::test]
+async fn every_answer_of_64_racing_clients_is_explained_by_the_stored_history() {
+    run(Course {
+        users: &[Known {
+            id: "hot",
+            share: 100,
+            loaded: 0,
+        }],
+        clients: 64,
+        steps: 24,
+        past: HOUR,
+        settings: &[],
+        isolation: None,
+    })
+    .await;
 }

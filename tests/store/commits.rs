@@ -71,11 +71,7 @@ async fn a_conflict_is_a_conflict_at_every_isolation_level() {
     for level in ["repeatable read", "serializable"] {
         for existing in [0, 3] {
             let database = fresh_database().await;
-            let set = format!(
-                "ALTER DATABASE {} SET default_transaction_isolation = '{level}'",
-                database.name
-            );
-            database.client().await.batch_execute(&set).await.unwrap();
+            database.isolate(level).await;
             race(&database, existing).await;
         }
     }

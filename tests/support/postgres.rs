@@ -17,13 +17,26 @@ pub struct Database {
 }
 
 impl Database {
-    /// A connection for SQL of the test's own.
+    /// A connection for SQL of the test's own, at PostgreSQL's own isolation level.
     pub async fn client(&self) -> Client {
-        connect(&self.url).await
+        let client = connect(&self.url).await;
+        let own = "SET default_transaction_isolation = 'read committed'";
+        client.batch_execute(own).await.unwrap();
+        client
+    }
+
+    /// Connections of replicas that are opened from now on have this isolation level unless they ask for another.
+    pub async fn isolate(&self, level: &str) {
+        let set = format!(
+            "ALTER DATABASE {} SET default_transaction_isolation = '{level}'",
+            self.name
+        );
+        self.client().await.batch_execute(&set).await.unwrap();
     }
 }
 
-/// A database that no other test sees, with the schema and nothing in it.
+/// A database that no other test sees, with the schema and nothing in it. With `TEST_ISOLATION` the tests can be run at
+/// another isolation level than PostgreSQL's own.
 pub async fn fresh_database() -> Database {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let server = tokio::task::spawn_blocking(server).await.unwrap();

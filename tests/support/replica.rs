@@ -71,6 +71,12 @@ impl ReplicaOptions {
         self
     }
 
+    /// Sets these variables.
+    pub fn set_all(self, settings: &[(&str, &str)]) -> Self {
+        let set = |options: Self, (variable, value): &(&str, &str)| options.set(variable, *value);
+        settings.iter().fold(self, set)
+    }
+
     /// Writes the operations log there, and not in a scratch directory of the replica.
     pub fn log(mut self, path: impl Into<PathBuf>) -> Self {
         self.log = Some(path.into());
