@@ -44,10 +44,14 @@ pub async fn fresh_database() -> Database {
     let admin = connect(&server.url("postgres")).await;
     let create = format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}");
     admin.batch_execute(&create).await.unwrap();
-    Database {
+    let database = Database {
         url: server.url(&name),
         name,
+    };
+    if let Ok(level) = std::env::var("TEST_ISOLATION") {
+        database.isolate(&level).await;
     }
+    database
 }
 
 async fn connect(url: &str) -> Client {

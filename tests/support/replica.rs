@@ -50,6 +50,7 @@ pub struct ReplicaOptions {
 }
 
 impl ReplicaOptions {
+    /// With `TEST_COMMIT_BATCH_USERS` the tests can be run with other batches than the default.
     pub fn new(database_url: &str, approver_url: &str) -> Self {
         let environment = [
             ("DATABASE_URL", database_url),
@@ -57,10 +58,11 @@ impl ReplicaOptions {
             ("LISTEN", "127.0.0.1:0"),
             ("SHUTDOWN_DELAY_MS", "1"),
         ];
+        let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let batch_users = std::env::var("TEST_COMMIT_BATCH_USERS").ok();
+        let batch_users = batch_users.map(|users| ("COMMIT_BATCH_USERS".to_owned(), users));
         Self {
-            environment: environment
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .into(),
+            environment: environment.into_iter().chain(batch_users).collect(),
             log: None,
         }
     }
