@@ -131,6 +131,17 @@ pub struct Replica {
     scratch: Scratch,
 }
 
+impl Drop for Replica {
+    /// What the replica has said helps to understand why a test fails.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let lines = self.output.borrow().clone();
+            let last = &lines[lines.len().saturating_sub(20)..];
+            eprintln!("{} ended: {:?}, said last: {last:#?}", self.url, self.child.try_wait());
+        }
+    }
+}
+
 impl Replica {
     /// A replica on this database with this Approver and nothing else set.
     pub async fn start(database: &Database, approver: &TestApprover) -> Self {
