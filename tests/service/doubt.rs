@@ -4,20 +4,9 @@ use tokio_postgres::Client;
 
 use crate::support::approver::TestApprover;
 use crate::support::client::{ServiceClient, change};
-use crate::support::postgres::{Database, fresh_database};
+use crate::support::postgres::{Database, STORED, WAITING, fresh_database, until};
 use crate::support::proxy::{Lost, Proxy};
 use crate::support::replica::{Replica, ReplicaOptions};
-
-/// Waits until a query of one number gives this.
-async fn until(client: &Client, query: &str, expected: i64) {
-    while client.query_one(query, &[]).await.unwrap().get::<_, i64>(0) != expected {
-        tokio::task::yield_now().await;
-    }
-}
-
-const WAITING: &str =
-    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-const STORED: &str = "SELECT count(*) FROM changes_history";
 
 /// A replica behind a proxy, with a deposit of 100 and a lock on the user's row.
 struct Doubt {

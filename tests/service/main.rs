@@ -6,6 +6,7 @@ mod support;
 mod answers;
 mod approval;
 mod bad_input;
+mod batches;
 mod document;
 mod doubt;
 mod faults;

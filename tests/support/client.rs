@@ -6,6 +6,8 @@ use std::time::Duration;
 use reqwest::header::HeaderMap;
 use reqwest::{Client, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
+use tokio::task::yield_now;
+use tokio::time::timeout;
 
 /// An answer, with its body parsed; the media type must agree with the status.
 #[derive(Clone, Debug)]
@@ -95,6 +97,25 @@ impl ServiceClient {
 
     pub async fn change_with_key(&self, body: &Value, key: &str) -> Answer {
         answer(self.post_body(body.to_string()).header("idempotency-key", key)).await
+    }
+
+    /// A number of `/metrics`, by the name it stands under.
+    pub async fn metric(&self, name: &str) -> i64 {
+        let text = self.get("/metrics").send().await.unwrap().text().await.unwrap();
+        let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+        let found = lines.find(|(found, _)| *found == name);
+        let (_, number) = found.unwrap_or_else(|| panic!("no {name}: {text}"));
+        number.parse().unwrap()
+    }
+
+    /// Waits until so many operations are under way.
+    pub async fn until_under_way(&self, operations: i64) {
+        let reached = timeout(Duration::from_secs(60), async {
+            while self.metric("balance_operations_in_flight").await != operations {
+                yield_now().await;
+            }
+        });
+        reached.await.expect("the operations come to be under way");
     }
 
     /// The balance as of a moment, or as of now; `user_id` as it stands in the URL.

@@ -3,10 +3,30 @@
 use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use balance::config::{DatabaseConfig, DatabaseUrl};
 use balance::dev::{PostgresOptions, PrivatePostgres};
+use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls};
+
+/// How many connections to the database wait for a lock.
+pub const WAITING: &str =
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+/// How many operations are stored.
+pub const STORED: &str = "SELECT count(*) FROM changes_history";
+
+/// Waits until a query of one number gives this.
+pub async fn until(client: &Client, query: &str, expected: i64) {
+    let reached = timeout(Duration::from_secs(60), async {
+        while client.query_one(query, &[]).await.unwrap().get::<_, i64>(0) != expected {
+            tokio::task::yield_now().await;
+        }
+    });
+    reached
+        .await
+        .unwrap_or_else(|_| panic!("{query} does not become {expected}"));
+}
 
 const TEMPLATE: &str = "balance_template";
 

@@ -22,6 +22,13 @@ impl RawAnswer {
     }
 }
 
+/// Sends the bytes, and leaves the connection open.
+pub async fn send(url: &str, bytes: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(url.strip_prefix("http://").unwrap()).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    stream
+}
+
 /// Sends the bytes, says that no more will come, and reads until the service closes. None: it closed without a word.
 pub async fn exchange(url: &str, bytes: &[u8]) -> Option<RawAnswer> {
     let mut stream = TcpStream::connect(url.strip_prefix("http://").unwrap()).await.unwrap();

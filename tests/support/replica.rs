@@ -173,6 +173,16 @@ impl Replica {
 
     /// SIGTERM, and waits for the end, which must be a good one.
     pub async fn stop(mut self) {
+        self.terminate().await;
+    }
+
+    /// As [`stop`](Self::stop); returns all lines that the operations log has in the end.
+    pub async fn stop_and_read(mut self) -> Vec<Value> {
+        self.terminate().await;
+        self.log_lines()
+    }
+
+    async fn terminate(&mut self) {
         self.signal(Signal::SIGTERM);
         let status = self.ended().await;
         assert!(status.success() && status.signal().is_none(), "{status}");
