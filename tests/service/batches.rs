@@ -158,17 +158,17 @@ async fn one_statement_commits_as_many_users_as_are_configured() {
     }
 }
 
-/// Of 400 operations, and a checkpoint after every eighth.
+/// Of 800 operations, and a checkpoint after every eighth: more than a batch would shift.
 const DEEP: &str = "
     INSERT INTO changes_history (user_id, \"timestamp\", seq, balance_change, balance_after, context, operation_id,
         approved, instance)
     SELECT 'deep', '2026-01-31T12:00:00Z'::timestamptz + n * interval '1 s', n, 10, 10 * n, 'elsewhere',
-        gen_random_uuid(), false, 'elsewhere' FROM generate_series(1, 400) n;
+        gen_random_uuid(), false, 'elsewhere' FROM generate_series(1, 800) n;
     INSERT INTO balance_checkpoints (user_id, \"timestamp\", balance, lowest, highest)
     SELECT 'deep', '2026-01-31T12:00:00Z'::timestamptz + n * interval '1 s', 10 * n, 10 * n - 70, 10 * n
-        FROM generate_series(8, 400, 8) n;
+        FROM generate_series(8, 792, 8) n;
     INSERT INTO balance (user_id, balance, version, latest, since_checkpoint)
-    VALUES ('deep', 4000, 400, '2026-01-31T12:06:40Z', 0)";
+    VALUES ('deep', 8000, 800, '2026-01-31T12:13:20Z', 8)";
 
 #[tokio::test]
 async fn a_change_deep_in_the_past_holds_up_no_other_user() {
@@ -193,9 +193,9 @@ async fn a_change_deep_in_the_past_holds_up_no_other_user() {
     assert!(!deep.is_finished() && !next.is_finished());
     commit(blocker).await;
     assert_eq!(deep.await.unwrap().expect(200).body["balance"], 15);
-    assert_eq!(next.await.unwrap().expect(200).body["balance"], 3_996);
+    assert_eq!(next.await.unwrap().expect(200).body["balance"], 7_996);
     let mut expected = each_has(10, &[100, -10, -10]);
-    expected.insert("deep".to_owned(), [vec![10; 400], vec![-5, 1]].concat());
+    expected.insert("deep".to_owned(), [vec![10; 800], vec![-5, 1]].concat());
     stage.end(expected).await;
 }
 
