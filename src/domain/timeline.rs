@@ -9,7 +9,8 @@
 //! Whoever loads a [`Timeline`] hands over the segments that an operation needs, not the history:
 //!
 //! - operations at or after the latest one: none; or the open segment, if they take it beyond twice the length;
-//! - operations in the open segment: that one;
+//! - operations in the open segment: of that one what is later than the earliest of them; or all of it, if they take it
+//!   beyond twice the length;
 //! - operations in closed segments not far from the end: all segments from the first of these on;
 //! - one operation in a closed segment anywhere: that one, then the first later closed segment in which the change would
 //!   [breach](Breach) the range, if there is one, then the open segment. All others are known to admit the change.
@@ -246,6 +247,15 @@ impl Timeline {
     pub fn contiguous(head: Head, segments: Vec<Segment>, segment_length: SegmentLength) -> Self {
         Self {
             is_contiguous: true,
+            ..Self::new(head, segments, segment_length)
+        }
+    }
+
+    /// The timeline as it stands at `head.version`, with so much of the open segment, as the only one, as is later than the
+    /// earliest operation that will be judged. The open segment is not divided.
+    pub fn tail(head: Head, segments: Vec<Segment>, segment_length: SegmentLength) -> Self {
+        Self {
+            open_is_loaded: false,
             ..Self::new(head, segments, segment_length)
         }
     }

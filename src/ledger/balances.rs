@@ -74,7 +74,9 @@ impl Balances {
 
 impl Reader {
     async fn run(self) {
-        while let Some(together) = take_waiting(&mut *self.asked.lock().await, MAX_TOGETHER).await {
+        let mut before = 0;
+        while let Some(together) = take_waiting(&mut *self.asked.lock().await, MAX_TOGETHER, before).await {
+            before = together.len();
             // Should it panic, those who asked are told, and the others are answered all the same.
             if AssertUnwindSafe(self.answer(together)).catch_unwind().await.is_err() {
                 tracing::error!("a batch of balances was not answered");

@@ -69,7 +69,9 @@ impl Lanes {
 
 impl Lane {
     async fn run(self, mut arrived: mpsc::Receiver<Pending>) {
-        while let Some(together) = take_waiting(&mut arrived, MAX_TOGETHER).await {
+        let mut before = 0;
+        while let Some(together) = take_waiting(&mut arrived, MAX_TOGETHER, before).await {
+            before = together.len();
             let mut groups = self.group(together);
             let own_turn =
                 |group: &mut UserChanges| self.batch_users == 1 || self.recorder.contended.contains(&group.user_id);

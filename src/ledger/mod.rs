@@ -158,10 +158,14 @@ impl Ledger {
 }
 
 /// Takes all that waits, up to so many, once there is something; `None` when nothing will come any more.
-async fn take_waiting<T>(queue: &mut mpsc::Receiver<T>, most: usize) -> Option<Vec<T>> {
+///
+/// After more than one at once, `before`, whatever else can run now is let run first: it is likely to have something for the
+/// queue too, and all of that goes together.
+async fn take_waiting<T>(queue: &mut mpsc::Receiver<T>, most: usize, before: usize) -> Option<Vec<T>> {
     let mut together = vec![queue.recv().await?];
-    // Whatever else can run now may have something for the queue too: it goes together, and an idle service loses nothing.
-    tokio::task::yield_now().await;
+    if before > 1 {
+        tokio::task::yield_now().await;
+    }
     while together.len() < most
         && let Ok(next) = queue.try_recv()
     {

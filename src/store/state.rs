@@ -12,13 +12,13 @@ use super::conversion::{from_postgres, from_stored_count, to_postgres, to_stored
 use super::statement::statement;
 use super::{Store, StoreError};
 use crate::domain::{
-    Breach, Head, IdempotencyKey, Moment, Operation, OperationId, Segment, Timeline, Timestamp, UserId,
+    Breach, Head, IdempotencyKey, Moment, Operation, OperationId, Segment, SegmentLength, Timeline, Timestamp, UserId,
 };
 
 statement! {
     /// The heads of all users, in one row of arrays; then, for those users of whom more is wanted, a row for each segment
-    /// that `Timeline` asks for, with what is stored under the idempotency keys. Of several operations not too far back,
-    /// these are all segments from the earliest one's on, the closed ones as part 1 and the open one as part 3. Of others,
+    /// that `Timeline` asks for, with what is stored under the idempotency keys. Of operations that are all in the open
+    /// segment, that is what is later than the earliest of them. Of several operations not too far back, these are all segments from the earliest one's on, the closed ones as part 1 and the open one as part 3. Of others,
     /// part 1 is the closed segment that the deep operation falls into, part 2 the first later closed one that it would
     /// breach, part 3 the open one. One statement is one snapshot, so all of a user belongs to one version.
     ///
@@ -43,7 +43,7 @@ statement! {
         BigInt, Nullable<Integer>,
         Nullable<Array<Nullable<BigInt>>>, Nullable<Array<Nullable<BigInt>>>,
         Nullable<Array<Nullable<Timestamptz>>>, Nullable<Array<Nullable<Integer>>>,
-        Nullable<Timestamptz>, Nullable<Bool>, Nullable<Bool>,
+        Nullable<Timestamptz>, Nullable<Bool>, Nullable<Bool>, Nullable<Bool>,
         Nullable<Timestamptz>, Nullable<BigInt>,
         Nullable<Array<Timestamptz>>, Nullable<Array<BigInt>>, Nullable<Array<Integer>>,
         Nullable<Array<Text>>, Nullable<Array<SqlUuid>>, Nullable<Array<Timestamptz>>, Nullable<Array<BigInt>>,
@@ -59,29 +59,34 @@ statement! {
 SELECT 0::bigint, NULL::integer,
     array_agg(version ORDER BY number), array_agg(balance ORDER BY number),
     array_agg(latest ORDER BY number), array_agg(since_checkpoint ORDER BY number),
-    NULL::timestamptz, NULL::boolean, NULL::boolean, NULL::timestamptz, NULL::bigint,
+    NULL::timestamptz, NULL::boolean, NULL::boolean, NULL::boolean, NULL::timestamptz, NULL::bigint,
     NULL::timestamptz[], NULL::bigint[], NULL::integer[],
     NULL::text[], NULL::uuid[], NULL::timestamptz[], NULL::bigint[], NULL::text[], NULL::bigint[]
 FROM heads
 UNION ALL
 SELECT q.number, part.number, NULL, NULL, NULL, NULL,
-    coalesce(closed."timestamp", own."timestamp"), far."timestamp" IS NOT NULL, near.is_near,
+    coalesce(closed."timestamp", own."timestamp"), far."timestamp" IS NOT NULL, near.is_near, near.is_tail,
     part.until, previous.balance,
     moments.timestamps, moments.changes, moments.operations,
     earlier.keys, earlier.ids, earlier.timestamps, earlier.changes, earlier.contexts, earlier.balances
 FROM asked CROSS JOIN heads q
 CROSS JOIN LATERAL (
-    SELECT count(*) BETWEEN 1 AND asked.near AS is_near FROM (
+    SELECT q.operations > 1 AND count(*) BETWEEN 1 AND asked.near AS is_near,
+        count(*) = 0 AND q.earliest < q.latest
+            AND q.since_checkpoint::bigint + q.operations <= 2 * asked.segment_length AS is_tail
+    FROM (
         SELECT FROM balance_checkpoints c
-        WHERE q.earliest < q.latest AND q.operations > 1 AND c.user_id = q.user_id AND c."timestamp" >= q.earliest
-        LIMIT asked.near + 1) behind) near
+        WHERE q.earliest < q.latest AND c.user_id = q.user_id AND c."timestamp" >= q.earliest
+        LIMIT CASE WHEN q.operations > 1 THEN asked.near + 1 ELSE 1 END) behind) near
 LEFT JOIN LATERAL (
     SELECT c."timestamp" FROM balance_checkpoints c
-    WHERE q.earliest < q.latest AND q.operations > 1 AND NOT near.is_near AND c.user_id = q.user_id
+    WHERE q.earliest < q.latest AND q.operations > 1 AND NOT near.is_near AND NOT near.is_tail
+        AND c.user_id = q.user_id
     ORDER BY c."timestamp" DESC LIMIT 1) closed ON true
 LEFT JOIN LATERAL (
     SELECT c."timestamp" FROM balance_checkpoints c
-    WHERE q.deep < q.latest AND NOT near.is_near AND c.user_id = q.user_id AND c."timestamp" >= q.deep
+    WHERE q.deep < q.latest AND NOT near.is_near AND NOT near.is_tail
+        AND c.user_id = q.user_id AND c."timestamp" >= q.deep
     ORDER BY c."timestamp" LIMIT 1) own ON true
 LEFT JOIN LATERAL (
     SELECT c."timestamp" FROM balance_checkpoints c
@@ -106,7 +111,8 @@ LEFT JOIN LATERAL (
     WHERE near.is_near AND c.user_id = q.user_id AND c."timestamp" >= q.earliest) part ON true
 LEFT JOIN LATERAL (
     SELECT c."timestamp", c.balance FROM balance_checkpoints c
-    WHERE part.number IS NOT NULL AND c.user_id = q.user_id AND c."timestamp" < coalesce(part.until, 'infinity')
+    WHERE part.number IS NOT NULL AND NOT near.is_tail
+        AND c.user_id = q.user_id AND c."timestamp" < coalesce(part.until, 'infinity')
     ORDER BY c."timestamp" DESC LIMIT 1) previous ON true
 LEFT JOIN LATERAL (
     SELECT array_agg(m."timestamp" ORDER BY m."timestamp") AS timestamps,
@@ -116,7 +122,8 @@ LEFT JOIN LATERAL (
         SELECT h."timestamp", sum(h.balance_change)::bigint AS change, count(*)::integer AS operations
         FROM changes_history h
         WHERE part.number IS NOT NULL AND h.user_id = q.user_id
-            AND h."timestamp" > coalesce(previous."timestamp", '-infinity')
+            AND h."timestamp" > CASE WHEN near.is_tail THEN q.earliest
+                ELSE coalesce(previous."timestamp", '-infinity') END
             AND h."timestamp" <= coalesce(part.until, 'infinity')
         GROUP BY h."timestamp") m) moments ON part.number IS NOT NULL
 LEFT JOIN LATERAL (
@@ -247,6 +254,7 @@ type StateRow = (
     Option<Vec<Option<PgTimestamp>>>,
     Option<Vec<Option<i32>>>,
     Option<PgTimestamp>,
+    Option<bool>,
     Option<bool>,
     Option<bool>,
     Option<PgTimestamp>,
@@ -392,7 +400,7 @@ impl Store {
         let result = timeout_at(deadline, loading).await;
         let mut rows: Vec<StateRow> = lease.end(result)?;
         // The heads first, then the parts of each user in their order.
-        rows.sort_unstable_by_key(|row| (row.0, row.1, row.9));
+        rows.sort_unstable_by_key(|row| (row.0, row.1, row.10));
         let mut rows = rows.into_iter().peekable();
         let heads = rows.next_if(|row| row.0 == 0).map(heads_of).unwrap_or_default();
         let mut heads = to_heads(heads).into_iter();
@@ -409,13 +417,17 @@ impl Store {
         let mut earlier = HashMap::new();
         let mut closed_until = None;
         let mut deep = Some(group.deep.id);
-        let mut is_contiguous = false;
+        let mut kind: fn(Head, Vec<Segment>, SegmentLength) -> Timeline = Timeline::new;
         for row in parts {
-            let (_, part, _, _, _, _, last_checkpoint, is_far, is_near, until, opening, ..) = row;
+            let (_, part, _, _, _, _, last_checkpoint, is_far, is_near, is_tail, until, opening, ..) = row;
             let (.., timestamps, changes, operations, keys, ids, at, balance_changes, contexts, after) = row;
             closed_until = last_checkpoint.map(from_postgres);
             deep = deep.filter(|_| is_far != Some(true));
-            is_contiguous = is_near == Some(true);
+            kind = match (is_near, is_tail) {
+                (Some(true), _) => Timeline::contiguous,
+                (_, Some(true)) => Timeline::tail,
+                _ => Timeline::new,
+            };
             if part.is_some() {
                 segments.push(Segment {
                     opening: opening.unwrap_or(0),
@@ -436,10 +448,7 @@ impl Store {
             });
         }
         UserState {
-            timeline: match is_contiguous {
-                true => Timeline::contiguous(head, segments, self.segment_length),
-                false => Timeline::new(head, segments, self.segment_length),
-            },
+            timeline: kind(head, segments, self.segment_length),
             earlier,
             closed_until,
             deep,

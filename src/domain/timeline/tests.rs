@@ -130,7 +130,15 @@ impl SegmentedModel {
         if operations.iter().any(before_latest) || is_due {
             segments.extend(self.head.latest.map(|_| self.segment(None)));
         }
-        let mut timeline = Timeline::new(self.head, segments, self.length);
+        let earliest = operations.iter().map(|operation| operation.timestamp).min();
+        let mut timeline = if is_due {
+            Timeline::new(self.head, segments, self.length)
+        } else {
+            for segment in &mut segments {
+                segment.moments.retain(|moment| Some(moment.timestamp) > earliest);
+            }
+            Timeline::tail(self.head, segments, self.length)
+        };
         let mut accepted = Vec::new();
         let mut answers = Vec::new();
         for operation in operations {
