@@ -45,7 +45,7 @@ statement! {
         Nullable<Array<Nullable<Timestamptz>>>, Nullable<Array<Nullable<Integer>>>,
         Nullable<Timestamptz>, Nullable<Bool>, Nullable<Bool>, Nullable<Bool>,
         Nullable<Timestamptz>, Nullable<BigInt>,
-        Nullable<Array<Timestamptz>>, Nullable<Array<BigInt>>, Nullable<Array<Integer>>,
+        Nullable<Array<Timestamptz>>, Nullable<Array<BigInt>>,
         Nullable<Array<Text>>, Nullable<Array<SqlUuid>>, Nullable<Array<Timestamptz>>, Nullable<Array<BigInt>>,
         Nullable<Array<Text>>, Nullable<Array<BigInt>>
     )
@@ -60,14 +60,14 @@ SELECT 0::bigint, NULL::integer,
     array_agg(version ORDER BY number), array_agg(balance ORDER BY number),
     array_agg(latest ORDER BY number), array_agg(since_checkpoint ORDER BY number),
     NULL::timestamptz, NULL::boolean, NULL::boolean, NULL::boolean, NULL::timestamptz, NULL::bigint,
-    NULL::timestamptz[], NULL::bigint[], NULL::integer[],
+    NULL::timestamptz[], NULL::bigint[],
     NULL::text[], NULL::uuid[], NULL::timestamptz[], NULL::bigint[], NULL::text[], NULL::bigint[]
 FROM heads
 UNION ALL
 SELECT q.number, part.number, NULL, NULL, NULL, NULL,
     coalesce(closed."timestamp", own."timestamp"), far."timestamp" IS NOT NULL, near.is_near, near.is_tail,
     part.until, previous.balance,
-    moments.timestamps, moments.changes, moments.operations,
+    moments.timestamps, moments.changes,
     earlier.keys, earlier.ids, earlier.timestamps, earlier.changes, earlier.contexts, earlier.balances
 FROM asked CROSS JOIN heads q
 CROSS JOIN LATERAL (
@@ -115,17 +115,11 @@ LEFT JOIN LATERAL (
         AND c.user_id = q.user_id AND c."timestamp" < coalesce(part.until, 'infinity')
     ORDER BY c."timestamp" DESC LIMIT 1) previous ON true
 LEFT JOIN LATERAL (
-    SELECT array_agg(m."timestamp" ORDER BY m."timestamp") AS timestamps,
-        array_agg(m.change ORDER BY m."timestamp") AS changes,
-        array_agg(m.operations ORDER BY m."timestamp") AS operations
-    FROM (
-        SELECT h."timestamp", sum(h.balance_change)::bigint AS change, count(*)::integer AS operations
-        FROM changes_history h
-        WHERE part.number IS NOT NULL AND h.user_id = q.user_id
-            AND h."timestamp" > CASE WHEN near.is_tail THEN q.earliest
-                ELSE coalesce(previous."timestamp", '-infinity') END
-            AND h."timestamp" <= coalesce(part.until, 'infinity')
-        GROUP BY h."timestamp") m) moments ON part.number IS NOT NULL
+    SELECT array_agg(h."timestamp") AS timestamps, array_agg(h.balance_change) AS changes
+    FROM changes_history h
+    WHERE part.number IS NOT NULL AND h.user_id = q.user_id
+        AND h."timestamp" > CASE WHEN near.is_tail THEN q.earliest ELSE coalesce(previous."timestamp", '-infinity') END
+        AND h."timestamp" <= coalesce(part.until, 'infinity')) moments ON part.number IS NOT NULL
 LEFT JOIN LATERAL (
     SELECT array_agg(h.idempotency_key) AS keys, array_agg(h.operation_id) AS ids,
         array_agg(h."timestamp") AS timestamps, array_agg(h.balance_change) AS changes,
@@ -261,7 +255,6 @@ type StateRow = (
     Option<i64>,
     Option<Vec<PgTimestamp>>,
     Option<Vec<i64>>,
-    Option<Vec<i32>>,
     Option<Vec<String>>,
     Option<Vec<Uuid>>,
     Option<Vec<PgTimestamp>>,
@@ -420,7 +413,7 @@ impl Store {
         let mut kind: fn(Head, Vec<Segment>, SegmentLength) -> Timeline = Timeline::new;
         for row in parts {
             let (_, part, _, _, _, _, last_checkpoint, is_far, is_near, is_tail, until, opening, ..) = row;
-            let (.., timestamps, changes, operations, keys, ids, at, balance_changes, contexts, after) = row;
+            let (.., timestamps, changes, keys, ids, at, balance_changes, contexts, after) = row;
             closed_until = last_checkpoint.map(from_postgres);
             deep = deep.filter(|_| is_far != Some(true));
             kind = match (is_near, is_tail) {
@@ -431,7 +424,7 @@ impl Store {
             if part.is_some() {
                 segments.push(Segment {
                     opening: opening.unwrap_or(0),
-                    moments: to_moments(timestamps, changes, operations),
+                    moments: to_moments(timestamps, changes),
                     closed: until.is_some(),
                 });
             }
@@ -486,22 +479,20 @@ fn to_heads((versions, balances, latest, since_checkpoint): HeadColumns) -> Vec<
     heads.collect()
 }
 
-fn to_moments(
-    timestamps: Option<Vec<PgTimestamp>>,
-    changes: Option<Vec<i64>>,
-    operations: Option<Vec<i32>>,
-) -> Vec<Moment> {
-    let sums = changes
-        .unwrap_or_default()
-        .into_iter()
-        .zip(operations.unwrap_or_default());
-    let moments = timestamps.unwrap_or_default().into_iter().zip(sums);
-    let moment = |(timestamp, (change, operations))| Moment {
-        timestamp: from_postgres(timestamp),
-        change,
-        operations: from_stored_count(operations),
-    };
-    moments.map(moment).collect()
+/// Operations in any order, summed by their timestamps.
+fn to_moments(timestamps: Option<Vec<PgTimestamp>>, changes: Option<Vec<i64>>) -> Vec<Moment> {
+    let operations = timestamps.into_iter().flatten().zip(changes.into_iter().flatten());
+    let mut operations: Vec<_> = operations.collect();
+    // In the order of the index already, which is quick to find out.
+    operations.sort_by_key(|(timestamp, _)| timestamp.0);
+    let moments = operations.chunk_by(|(one, _), (other, _)| one == other);
+    let moments = moments.map(|operations| Moment {
+        timestamp: from_postgres(operations[0].0),
+        // The whole sum fits, and wrapping gives it whatever a part of it comes to.
+        change: operations.iter().fold(0, |sum, (_, change)| sum.wrapping_add(*change)),
+        operations: u32::try_from(operations.len()).unwrap_or(u32::MAX),
+    });
+    moments.collect()
 }
 
 fn to_earlier(
