@@ -2,12 +2,12 @@
 //!
 //! # The way through the house
 //!
-//! A change comes in over [`http`], is checked into the types of [`domain`], and goes to [`service`], whose two pages are
-//! the use cases: ask the [`approver`] and look at the user at once, hand the change to the [`ledger`], write the line of
-//! the [`operations_log`], answer. The ledger reads the user from the [`store`], lets the timeline judge, commits on the
-//! version that was read, and tries again when another replica was faster; changes of one user that meet there are
-//! committed together. [`replica`] wires these parts together and takes them apart; [`commands`] are the program's
-//! subcommands; [`dev`] is what `balance dev` brings along.
+//! A change comes in over [`http`], is checked into the types of [`domain`], and goes to [`service`], whose pages are the
+//! use cases: ask the [`approver`] and look at the user at once, hand the change to the [`ledger`], answer. The ledger
+//! collects what arrives into batches: it reads the users of a batch from the [`store`], lets their timelines judge, commits
+//! on the versions that were read, tries again those for whom another replica was faster, and answers when the lines are in
+//! the [`operations_log`]. Reads go the same way. [`replica`] wires these parts together and takes them apart;
+//! [`commands`] are the program's subcommands; [`dev`] is what `balance dev` brings along.
 //!
 //! # What is never so
 //!

@@ -27,7 +27,7 @@ pub struct Deferred<T> {
 struct Pending(Arc<Mutex<Option<BoxFuture<'static, Response>>>>);
 
 impl<T: IntoResponse> Deferred<T> {
-    /// The answer that `operation` will give. It is begun at once, and goes no further when the client hangs up.
+    /// The answer that `operation` will give. Nothing is done before [`resolve`] waits for it.
     pub fn new<E: Into<poem::Error>>(operation: impl Future<Output = Result<T, E>> + Send + 'static) -> Self {
         let pending = operation.map(|answer| match answer {
             Ok(answer) => answer.into_response(),

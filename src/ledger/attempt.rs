@@ -56,7 +56,7 @@ impl UserChanges {
     }
 
     /// Answers those whose time has run out.
-    fn expire(&mut self, answers: &mut Answers) {
+    pub(super) fn expire(&mut self, answers: &mut Answers) {
         let now = Instant::now();
         let reason = self.trouble.take().unwrap_or(Unavailable::Overloaded);
         for pending in self.changes.extract_if(.., |pending| pending.deadline <= now) {
@@ -114,7 +114,9 @@ impl Judged {
         let mut resting = Vec::new();
         let mut keys = HashSet::new();
         for mut pending in std::mem::take(&mut group.changes) {
-            if !state.covers(&pending.proposal.operation) {
+            // What was accepted before under its key is answered from that, wherever it lies.
+            let is_repeat = pending.key().is_some_and(|key| state.earlier.contains_key(key));
+            if !is_repeat && !state.covers(&pending.proposal.operation) {
                 pending.passed_over = true;
                 group.changes.push(pending);
                 continue;
@@ -201,6 +203,7 @@ impl Recorder {
     /// left in them. Answers are handed to the log as soon as they are known.
     pub(super) async fn attempt(&self, groups: &mut [UserChanges], reach: Reach, answers: &mut Answers) {
         groups.iter_mut().for_each(|group| group.expire(answers));
+        answers.deliver();
         let deadlines = groups
             .iter()
             .flat_map(|group| &group.changes)
@@ -212,7 +215,7 @@ impl Recorder {
         let (places, states) = match self.read(groups, reach, deadline).await {
             Ok(read) => read,
             Err(error) => {
-                let out_of_time = matches!(error, StoreError::TimedOut | StoreError::Busy);
+                let out_of_time = error.is_out_of_time();
                 let reason = Unavailable::from(error);
                 return groups
                     .iter_mut()
@@ -229,7 +232,7 @@ impl Recorder {
                     judged.push(Judged::of(place, group, state, answers));
                 }
                 Err(error) => {
-                    let out_of_time = matches!(error, StoreError::TimedOut | StoreError::Busy);
+                    let out_of_time = error.is_out_of_time();
                     group.give_up(Unavailable::from(error), out_of_time, answers);
                 }
             }

@@ -75,7 +75,12 @@ impl Balances {
 impl Reader {
     async fn run(self) {
         let mut before = 0;
-        while let Some(together) = take_waiting(&mut *self.asked.lock().await, MAX_TOGETHER, before).await {
+        loop {
+            // In a statement of its own: the guard must not live on while the balances are read.
+            let together = take_waiting(&mut *self.asked.lock().await, MAX_TOGETHER, before).await;
+            let Some(together) = together else {
+                return;
+            };
             before = together.len();
             // Should it panic, those who asked are told, and the others are answered all the same.
             if AssertUnwindSafe(self.answer(together)).catch_unwind().await.is_err() {
@@ -89,9 +94,9 @@ impl Reader {
         let now = Instant::now();
         let (in_time, late): (Vec<_>, Vec<_>) =
             together.into_iter().partition(|question| question.place.deadline > now);
+        answer(late, Err(Unavailable::Overloaded)).await;
         let balances = read(&in_time, &self.store).await;
         answer(in_time, balances).await;
-        answer(late, Err(Unavailable::Overloaded)).await;
     }
 }
 

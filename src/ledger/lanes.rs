@@ -76,7 +76,11 @@ impl Lane {
             let own_turn =
                 |group: &mut UserChanges| self.batch_users == 1 || self.recorder.contended.contains(&group.user_id);
             groups.extract_if(.., own_turn).for_each(|group| self.hand_over(group));
+            let mut answers = Answers::default();
             while !groups.is_empty() {
+                // Those that wait for batches before theirs are told in time.
+                groups.iter_mut().for_each(|group| group.expire(&mut answers));
+                answers.deliver();
                 let rest = groups.split_off(groups.len().min(self.batch_users));
                 let batch = std::mem::replace(&mut groups, rest);
                 self.settle(batch).await;

@@ -16,7 +16,7 @@ use crate::retry::Pauses;
 use crate::store::Reach;
 
 /// The most changes of one user that are committed together.
-pub(super) const MAX_TOGETHER: usize = 256;
+const MAX_TOGETHER: usize = 256;
 
 /// How often in a row changes are tried again at once when another replica was faster. The loser has waited for the
 /// winner's commit, and the winner stands back for a moment: two replicas take turns. Among more, pauses keep them from
@@ -76,12 +76,14 @@ impl Turns {
 }
 
 impl Turn {
-    /// Moves what waits into `together`, up to `limit` changes. Where that leaves nothing to do, the turn ends in the same
+    /// Moves what waits into `together`, up to `limit` changes beside those that were passed over, which go one by one and
+    /// must not keep the others from going on. Where that leaves nothing to do, the turn ends in the same
     /// step, and the next change of the user needs a new one: `false`.
     fn take(&mut self, together: &mut Vec<Pending>, limit: usize) -> bool {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(waiting) = turns.get_mut(&self.user_id) {
-            let count = limit.saturating_sub(together.len()).min(waiting.len());
+            let fresh = together.iter().filter(|pending| !pending.passed_over).count();
+            let count = limit.saturating_sub(fresh).min(waiting.len());
             together.extend(waiting.drain(..count));
         }
         if together.is_empty() {

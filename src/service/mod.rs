@@ -1,8 +1,8 @@
 //! The use cases, each a readable page: change a balance, read one, read the history.
 //!
 //! An operation holds a place among those under way and a place in the operations log's queue from its beginning, so that
-//! a limit is met before anything is done. It runs in a task of its own, to its end, even if the client hangs up. Its
-//! answer is given only when its line is with the operating system.
+//! a limit is met before anything is done. It goes on to its end, even if the client hangs up: in a batch of the ledger, or
+//! in a task of its own. Its answer is given only when its line is with the operating system.
 
 mod change;
 mod read;

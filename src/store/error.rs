@@ -24,6 +24,16 @@ pub enum StoreError {
     Busy,
 }
 
+impl StoreError {
+    /// Whether only time ran out, so that the same may work with more of it.
+    pub fn is_out_of_time(&self) -> bool {
+        match self {
+            StoreError::TimedOut | StoreError::Busy => true,
+            StoreError::Unreachable(_) | StoreError::Failed(_) => false,
+        }
+    }
+}
+
 /// How often a read is tried when PostgreSQL fails it: enough for connections that a restart of PostgreSQL has broken.
 const READ_ATTEMPTS: u32 = 3;
 
@@ -43,11 +53,8 @@ pub async fn repeat_read<T, Attempt: Future<Output = Result<T, StoreError>>>(
             Ok(value) => return Ok(value),
             Err(error) => error,
         };
-        let worth_repeating = match error {
-            StoreError::Unreachable(_) | StoreError::Failed(_) => attempts < READ_ATTEMPTS,
-            StoreError::TimedOut | StoreError::Busy => false,
-        };
-        if !worth_repeating || pauses.pause(deadline).await.is_err() {
+        let is_worth_repeating = !error.is_out_of_time() && attempts < READ_ATTEMPTS;
+        if !is_worth_repeating || pauses.pause(deadline).await.is_err() {
             return Err(error);
         }
         attempts += 1;

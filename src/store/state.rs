@@ -17,10 +17,16 @@ use crate::domain::{
 
 statement! {
     /// The heads of all users, in one row of arrays; then, for those users of whom more is wanted, a row for each segment
-    /// that `Timeline` asks for, with what is stored under the idempotency keys. Of operations that are all in the open
-    /// segment, that is what is later than the earliest of them. Of several operations not too far back, these are all segments from the earliest one's on, the closed ones as part 1 and the open one as part 3. Of others,
-    /// part 1 is the closed segment that the deep operation falls into, part 2 the first later closed one that it would
-    /// breach, part 3 the open one. One statement is one snapshot, so all of a user belongs to one version.
+    /// that `Timeline` asks for. One statement is one snapshot, so all of a user belongs to one version.
+    ///
+    /// | operations | part 1 | part 2 | part 3 |
+    /// |---|---|---|---|
+    /// | in order | | | the open segment, if it is due to be divided |
+    /// | all in the open segment (`is_tail`) | | | of it what is later than the earliest |
+    /// | several, not too far back (`is_near`) | each closed segment from the earliest's on | | the open one |
+    /// | others | the deep operation's segment | the first later one that it would breach | the open one |
+    ///
+    /// What is stored under the idempotency keys comes with part 3, or with a row without a part.
     ///
     /// A user whose operations are in order, without keys, costs one row of `balance` and nothing else: a third of what it
     /// costs to go through the joins for it, measured with 64 users a statement.
@@ -125,9 +131,9 @@ LEFT JOIN LATERAL (
         array_agg(h."timestamp") AS timestamps, array_agg(h.balance_change) AS changes,
         array_agg(h.context) AS contexts, array_agg(h.balance_after) AS balances
     FROM changes_history h
-    WHERE h.user_id = q.user_id
+    WHERE coalesce(part.number, 3) = 3 AND h.user_id = q.user_id
         AND h.idempotency_key = ANY (asked.idempotency_keys[q.first_key:q.last_key])) earlier
-    ON q.first_key <= q.last_key
+    ON q.first_key <= q.last_key AND coalesce(part.number, 3) = 3
 WHERE q.earliest < q.latest OR q.first_key <= q.last_key
     OR (q.newest > q.latest AND q.since_checkpoint::bigint + q.operations > 2 * asked.segment_length)"#
 }
@@ -160,7 +166,8 @@ pub struct Group<'a> {
     idempotency_keys: Vec<&'a str>,
 }
 
-/// How many checkpoints may lie behind the segment of an operation for its user to be read in full.
+/// How many checkpoints may lie behind the segment of an operation for it to be read for, and how many segments may be read
+/// for several operations together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
     /// Any number.
@@ -176,7 +183,7 @@ pub struct UserState {
     pub timeline: Timeline,
     /// What was accepted under the idempotency keys before.
     pub earlier: HashMap<String, EarlierOperation>,
-    /// Where the last checkpoint stands, if one of the operations may lie at or before it.
+    /// Where the last checkpoint stands, or the end of a single operation's segment, if operations may lie at or before it.
     closed_until: Option<Timestamp>,
     /// The one operation that may lie at or before it; none if that is out of reach.
     deep: Option<OperationId>,
@@ -433,7 +440,7 @@ impl Store {
             }
         }
         // The open segment of a user nobody has heard of is known without reading it, and is as well divided as any.
-        if head.since_checkpoint == 0 {
+        if head.latest.is_none() {
             segments.push(Segment {
                 opening: 0,
                 moments: Vec::new(),
