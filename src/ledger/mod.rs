@@ -3,14 +3,14 @@
 //! What arrives while statements are under way is collected, and goes into the next one together: an idle service answers
 //! each operation at once, and a busy one pays for a round trip, a commit and a write of the operations log once for many.
 //!
-//! - [`balances`]: one reading for all balances that are asked for.
-//! - [`lanes`]: changes, in batches of many users. A user's changes always go through the same lane, so that a replica
+//! - `balances`: one reading for all balances that are asked for.
+//! - `lanes`: changes, in batches of many users. A user's changes always go through the same lane, so that a replica
 //!   never races itself.
-//! - [`turns`]: one user at a time, round by round, for what a batch could not settle: another replica was faster, a
+//! - `turns`: one user at a time, round by round, for what a batch could not settle: another replica was faster, a
 //!   result was lost on its way, or an operation lies so deep in the past that it would hold up the others.
-//! - [`contention`]: taking turns with other replicas that write to the same user.
-//! - [`attempt`]: what both do with changes: read, judge, commit.
-//! - [`answers`]: the lines of the operations log, and after them the answers.
+//! - `contention`: taking turns with other replicas that write to the same user.
+//! - `attempt`: what both do with changes: read, judge, commit.
+//! - `answers`: the lines of the operations log, and after them the answers.
 //!
 //! This is for speed only. What is right rests on the conditional commit: other replicas may take a user's next version at
 //! any time, and a refusal or a replay is answered only from what the database said in this attempt.
