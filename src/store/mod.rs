@@ -9,6 +9,7 @@ mod commit;
 mod connections;
 mod conversion;
 mod error;
+mod group;
 mod migrations;
 mod reads;
 mod schema;
@@ -17,9 +18,10 @@ mod statement;
 
 pub use commit::{CommitOutcome, Commitment, GroupCommit};
 pub use error::{CommitError, StoreError, repeat_read};
+pub use group::{Group, Reach};
 pub use migrations::{MigrationError, migrate};
 pub use reads::{HistoryEntry, HistoryOrder, HistoryQuery, Place, StoreReadiness};
-pub use state::{EarlierOperation, Group, Reach, UserState};
+pub use state::{EarlierOperation, UserState};
 
 use connections::Connections;
 

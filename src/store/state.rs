@@ -10,10 +10,8 @@ use uuid::Uuid;
 
 use super::conversion::{from_postgres, from_stored_count, to_postgres, to_stored_count};
 use super::statement::statement;
-use super::{Store, StoreError};
-use crate::domain::{
-    Breach, Head, IdempotencyKey, Moment, Operation, OperationId, Segment, SegmentLength, Timeline, Timestamp, UserId,
-};
+use super::{Group, Reach, Store, StoreError};
+use crate::domain::{Breach, Head, Moment, Operation, OperationId, Segment, SegmentLength, Timeline, Timestamp};
 
 statement! {
     /// The heads of all users, in one row of arrays; then, for those users of whom more is wanted, a row for each segment
@@ -155,27 +153,6 @@ LEFT JOIN balance b ON b.user_id = q.user_id"#
 /// milliseconds, once for a backlog. Of operations further back, one reading covers a single one.
 const MOST_SEGMENTS: u32 = 1_024;
 
-/// Operations of one user that are to be judged by one reading: at least one.
-#[derive(Clone, Debug)]
-pub struct Group<'a> {
-    user_id: &'a UserId,
-    earliest: Timestamp,
-    newest: Timestamp,
-    operations: i32,
-    deep: &'a Operation,
-    idempotency_keys: Vec<&'a str>,
-}
-
-/// How many checkpoints may lie behind the segment of an operation for it to be read for, and how many segments may be read
-/// for several operations together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
-    /// Any number.
-    Unlimited,
-    /// So many. Of an operation with more behind it nothing is read, since that would take long.
-    Checkpoints(u32),
-}
-
 /// What the database said of a user in one snapshot.
 #[derive(Clone, Debug)]
 pub struct UserState {
@@ -202,42 +179,6 @@ pub struct EarlierOperation {
     pub context: String,
     /// The balance at its timestamp when it was accepted, with it.
     pub balance_after: i64,
-}
-
-impl<'a> Group<'a> {
-    /// A group of one operation.
-    pub fn of(operation: &'a Operation, key: Option<&'a IdempotencyKey>) -> Self {
-        Self {
-            user_id: &operation.user_id,
-            earliest: operation.timestamp,
-            newest: operation.timestamp,
-            operations: 1,
-            deep: operation,
-            idempotency_keys: key.map(IdempotencyKey::as_str).into_iter().collect(),
-        }
-    }
-
-    /// Adds an operation of the same user. Where operations lie too far back to be read for together, one reading covers a
-    /// single one of those in closed segments: the earliest, unless [`deep_first`](Self::deep_first) names another.
-    pub fn add(&mut self, operation: &'a Operation, key: Option<&'a IdempotencyKey>) {
-        if operation.timestamp < self.earliest {
-            self.earliest = operation.timestamp;
-            self.deep = operation;
-        }
-        self.newest = self.newest.max(operation.timestamp);
-        self.operations = self.operations.saturating_add(1);
-        self.idempotency_keys.extend(key.map(IdempotencyKey::as_str));
-    }
-
-    /// Whether the head of the user is likely to be all that is needed.
-    fn is_likely_in_order(&self) -> bool {
-        self.operations == 1 && self.idempotency_keys.is_empty()
-    }
-
-    /// Makes `operation`, one of the group, the one that is covered in a closed segment.
-    pub fn deep_first(&mut self, operation: &'a Operation) {
-        self.deep = operation;
-    }
 }
 
 impl UserState {
