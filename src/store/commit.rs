@@ -73,6 +73,30 @@ macro_rules! commit_statement {
 SELECT ARRAY(SELECT number FROM won)"#
             )
         }
+
+        impl<'a> $name<'a> {
+            fn of(columns: &'a Columns<'a>, instance: &'a str) -> Self {
+                Self {
+                    user_ids: &columns.user_ids,
+                    expected_versions: &columns.expected_versions,
+                    versions: &columns.versions,
+                    balances: &columns.balances,
+                    latest: &columns.latest,
+                    since_checkpoint: &columns.since_checkpoint,
+                    instance,
+                    groups: &columns.groups,
+                    timestamps: &columns.timestamps,
+                    seqs: &columns.seqs,
+                    changes: &columns.changes,
+                    balances_after: &columns.balances_after,
+                    contexts: &columns.contexts,
+                    operation_ids: &columns.operation_ids,
+                    idempotency_keys: &columns.idempotency_keys,
+                    approved: &columns.approved,
+                    $($field: &columns.$field,)*
+                }
+            }
+        }
     };
 }
 
@@ -187,9 +211,9 @@ impl Store {
         // The row comes before the commit, which PostgreSQL does when the statement has ended and may still fail, as when it
         // is shut down. `load` waits for the end, where `get_result` would take the row for it.
         let result: Result<Result<Vec<(Vec<i64>,)>, _>, _> = if columns.are_plain() {
-            timeout_at(deadline, columns.plain_statement(instance).load(connection)).await
+            timeout_at(deadline, PlainCommit::of(&columns, instance).load(connection)).await
         } else {
-            timeout_at(deadline, columns.statement(instance).load(connection)).await
+            timeout_at(deadline, Commit::of(&columns, instance).load(connection)).await
         };
         match lease.end(result) {
             Ok(rows) => {
@@ -299,55 +323,5 @@ impl<'a> Columns<'a> {
     /// Whether all users have a row already and no checkpoint is new or moves.
     fn are_plain(&self) -> bool {
         self.shift_groups.is_empty() && self.checkpoint_groups.is_empty() && !self.expected_versions.contains(&0)
-    }
-
-    fn plain_statement<'b>(&'b self, instance: &'b str) -> PlainCommit<'b> {
-        PlainCommit {
-            user_ids: &self.user_ids,
-            expected_versions: &self.expected_versions,
-            versions: &self.versions,
-            balances: &self.balances,
-            latest: &self.latest,
-            since_checkpoint: &self.since_checkpoint,
-            instance,
-            groups: &self.groups,
-            timestamps: &self.timestamps,
-            seqs: &self.seqs,
-            changes: &self.changes,
-            balances_after: &self.balances_after,
-            contexts: &self.contexts,
-            operation_ids: &self.operation_ids,
-            idempotency_keys: &self.idempotency_keys,
-            approved: &self.approved,
-        }
-    }
-
-    fn statement<'b>(&'b self, instance: &'b str) -> Commit<'b> {
-        Commit {
-            user_ids: &self.user_ids,
-            expected_versions: &self.expected_versions,
-            versions: &self.versions,
-            balances: &self.balances,
-            latest: &self.latest,
-            since_checkpoint: &self.since_checkpoint,
-            instance,
-            groups: &self.groups,
-            timestamps: &self.timestamps,
-            seqs: &self.seqs,
-            changes: &self.changes,
-            balances_after: &self.balances_after,
-            contexts: &self.contexts,
-            operation_ids: &self.operation_ids,
-            idempotency_keys: &self.idempotency_keys,
-            approved: &self.approved,
-            shift_groups: &self.shift_groups,
-            shift_after: &self.shift_after,
-            shift_by: &self.shift_by,
-            checkpoint_groups: &self.checkpoint_groups,
-            checkpoints: &self.checkpoints,
-            checkpoint_balances: &self.checkpoint_balances,
-            lowest: &self.lowest,
-            highest: &self.highest,
-        }
     }
 }
