@@ -50,9 +50,13 @@ pub struct ReplicaOptions {
 }
 
 impl ReplicaOptions {
-    /// With `TEST_COMMIT_BATCH_USERS` the tests can be run with other batches than the default.
+    /// With an instance name of its own. With `TEST_COMMIT_BATCH_USERS` the tests can be run with other batches than the
+    /// default.
     pub fn new(database_url: &str, approver_url: &str) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let instance = format!("test-replica-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let environment = [
+            ("INSTANCE", instance.as_str()),
             ("DATABASE_URL", database_url),
             ("APPROVER_URL", approver_url),
             ("LISTEN", "127.0.0.1:0"),
