@@ -101,8 +101,17 @@ impl IdempotencyKey {
 }
 
 /// Names one operation for ever, in answers, in the history and in the operations log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OperationId(pub Uuid);
+
+impl OperationId {
+    /// The lowest of the ids made in the millisecond of this moment: ids are UUIDs of version 7, which begin with their
+    /// moment. Every id made earlier is lower.
+    pub fn first_at(moment: Timestamp) -> Self {
+        let milliseconds = u128::try_from(moment.unix_microseconds() / 1_000).unwrap_or(0);
+        Self(Uuid::from_u128(milliseconds << 80))
+    }
+}
 
 impl fmt::Display for OperationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -137,6 +146,16 @@ mod tests {
         for text in ["", "a\0", "a\n", "\u{7f}", "\u{85}", &"ё".repeat(257)] {
             assert_eq!(UserId::new(text), Err(InvalidUserId), "{text:?}");
         }
+    }
+
+    #[test]
+    fn ids_are_ordered_by_the_moment_they_were_made_at() {
+        let id = |moment: &str| OperationId::first_at(Timestamp::parse(moment).unwrap());
+        let made = OperationId("019c13f2-5a00-7123-8000-000000000000".parse().unwrap());
+        // 0x019c13f25a00 milliseconds after 1970.
+        assert_eq!(id("2026-01-31T12:06:15.808Z").0.as_u128() >> 80, 0x019c_13f2_5a00);
+        assert!(id("2026-01-31T12:06:15.808999Z") < made && made < id("2026-01-31T12:06:15.809Z"));
+        assert!(id("1900-01-01T00:00:00Z") < made && made < id("9999-12-31T23:59:59Z"));
     }
 
     #[test]

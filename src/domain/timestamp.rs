@@ -1,7 +1,7 @@
 //! A moment, kept to the microsecond.
 
 use std::fmt;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -64,6 +64,18 @@ impl Timestamp {
     /// Microseconds since 1970-01-01T00:00:00Z.
     pub fn unix_microseconds(self) -> i64 {
         self.0
+    }
+
+    /// The moment so much earlier, or [`MIN`](Self::MIN); less than a microsecond is left out.
+    pub fn saturating_sub(self, duration: Duration) -> Self {
+        let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+        Self(self.0.saturating_sub(microseconds)).max(Self::MIN)
+    }
+
+    /// The moment so much later, or [`MAX`](Self::MAX); less than a microsecond is left out.
+    pub fn saturating_add(self, duration: Duration) -> Self {
+        let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+        Self(self.0.saturating_add(microseconds)).min(Self::MAX)
     }
 
     /// RFC 3339 with `Z` and always six digits of a second, so that texts sort as moments do.

@@ -171,7 +171,7 @@ impl Storage for PathStorage {
 
 /// Makes the name of a new file survive a power cut, where that can be done: a directory that may be entered but not
 /// read cannot be synced, and that is no reason not to serve.
-fn sync_directory_of(path: &Path) {
+pub(super) fn sync_directory_of(path: &Path) {
     let directory = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),

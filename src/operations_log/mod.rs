@@ -11,7 +11,7 @@
 //! - Every line is whole and one of a kind: a torn one, left by a crash or a full disk, is cut off or closed, never
 //!   glued to the next.
 //!
-//! It never waits for room in its queue, never reads lines back, never shows a balance or a context anywhere but in its
+//! The writer never waits for room in its queue, never reads lines back, never shows a balance or a context anywhere but in its
 //! file, and knows nothing of why an operation was answered as it was.
 //!
 //! **Only one process writes a file.** What a failed write left behind is cut off by length, which would cut another
@@ -24,13 +24,19 @@
 //! | `appender` | appends whole lines to the file or says how many are on it |
 //! | `file` | what is asked of a file, and the real one: mode, torn end, devices and pipes |
 //! | `health` | what is known outside the task: failing or not, counts |
+//! | `trail` | before the log is opened: what the log of earlier runs tells |
+//! | `backwards` | a file's lines from the last to the first |
+//! | `recovery_mark` | the file `<log>.recovering`: since when lines may be missing |
 
 mod appender;
+mod backwards;
 mod file;
 mod health;
 mod record;
+mod recovery_mark;
 #[cfg(test)]
 mod tests;
+mod trail;
 mod writer;
 
 use std::sync::Arc;
@@ -48,6 +54,8 @@ use crate::domain::Timestamp;
 pub use self::file::OpenError;
 pub use self::health::{LogFailure, Statistics};
 pub use self::record::{OperationName, Outcome, Record};
+pub use self::recovery_mark::RecoveryMark;
+pub use self::trail::{EarlierLog, LoggedChanges, Reservation, Trail, TrailQuery, read_trail};
 
 /// Most slots given out at once. Above the operations in flight of any sensible setting; more are refused.
 const QUEUE_LINES: usize = 16_384;
@@ -218,21 +226,6 @@ impl Slot {
         lines.push(self, record);
         lines.write().await.first()
     }
-
-    /// Writes one line for a change that was committed earlier without its line, as by a replica that died: marked
-    /// `"recovered": true` and, if it cannot be written now, kept like any line of a committed change.
-    ///
-    /// # Errors
-    ///
-    /// As [`write`](Self::write).
-    pub async fn write_recovered(self, record: &Record<'_>) -> Result<(), LogUnavailable> {
-        let mut lines = Lines::now();
-        let mut bytes = record.to_line(&lines.at, &self.shared.instance);
-        record::mark_recovered(&mut bytes);
-        let keep = Keep::Recovered(record.operation_id);
-        lines.add(self, Line { bytes, keep });
-        lines.write().await.first()
-    }
 }
 
 /// Lines of operations that are answered at once, written together.
@@ -268,6 +261,15 @@ impl Lines {
             true => Keep::Committed(record.operation_id),
             false => Keep::No,
         };
+        self.add(slot, Line { bytes, keep });
+    }
+
+    /// Adds the line of a change that was committed earlier without its line, as by a replica that died: marked
+    /// `"recovered": true` and, if it cannot be written now, kept like any line of a committed change.
+    pub fn push_recovered(&mut self, slot: Slot, record: &Record<'_>) {
+        let mut bytes = record.to_line(&self.at, &slot.shared.instance);
+        record::mark_recovered(&mut bytes);
+        let keep = Keep::Recovered(record.operation_id);
         self.add(slot, Line { bytes, keep });
     }
 

@@ -261,7 +261,7 @@ async fn a_recovered_line_that_is_refused_is_kept_and_marked_once() {
     let told_late = Told::new(1, true);
     let slot = log.reserve().unwrap();
     disk.state().room = Some(10);
-    let result = slot.write_recovered(&told_late.record()).await;
+    let result = write_recovered(slot, &told_late).await;
     assert_eq!(result, Err(LogUnavailable::Failing));
     assert_eq!(disk.text(false), "");
     disk.mend();

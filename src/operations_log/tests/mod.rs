@@ -3,6 +3,7 @@
 mod any_failure;
 mod disk;
 mod real_files;
+mod trail;
 
 use serde_json::Value;
 use uuid::Uuid;
@@ -48,6 +49,12 @@ impl Told {
 
 async fn write(log: &OperationsLog, number: u128, committed: bool) -> Result<(), LogUnavailable> {
     log.reserve()?.write(&Told::new(number, committed).record()).await
+}
+
+async fn write_recovered(slot: Slot, told: &Told) -> Result<(), LogUnavailable> {
+    let mut lines = Lines::now();
+    lines.push_recovered(slot, &told.record());
+    lines.write().await.line(0)
 }
 
 /// The number of the operation that a line tells of, and whether the line is marked as recovered.

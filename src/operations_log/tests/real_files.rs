@@ -310,7 +310,7 @@ async fn a_change_whose_line_was_never_written_gets_one_that_says_so() {
     let (log, task) = start(&directory.log(), SyncPolicy::Always).await;
     let told_late = Told::new(5, true);
     let slot = log.reserve().unwrap();
-    slot.write_recovered(&told_late.record()).await.unwrap();
+    write_recovered(slot, &told_late).await.unwrap();
     task.finish().await.unwrap();
     let text = fs::read_to_string(directory.log()).unwrap();
     assert_eq!(text.lines().map(told).collect::<Vec<_>>(), [Some((5, true))]);
