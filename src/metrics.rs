@@ -41,6 +41,10 @@ pub struct Metrics {
     pub operations_log_lines: IntGauge,
     /// Lines that wait to be written.
     pub operations_log_queue: IntGauge,
+    /// Lines of changes that an earlier run of this instance had committed without them.
+    pub operations_log_recovered: IntCounter,
+    /// 1 until all looks for such changes have been made.
+    pub recovery_pending: IntGauge,
 }
 
 impl Default for Metrics {
@@ -93,6 +97,17 @@ impl Metrics {
             operations_log_queue: gauge(
                 "balance_operations_log_queue",
                 "Lines of the operations log that wait to be written.",
+            ),
+            operations_log_recovered: register(
+                &registry,
+                IntCounter::new(
+                    "balance_operations_log_recovered_lines_total",
+                    "Lines of changes that an earlier run of this instance had committed without them.",
+                ),
+            ),
+            recovery_pending: gauge(
+                "balance_recovery_pending",
+                "1 until all looks for changes of an earlier run without their lines have been made.",
             ),
             registry,
         }

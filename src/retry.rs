@@ -28,6 +28,11 @@ impl Pauses {
         Self::new(Duration::from_millis(30), Duration::from_millis(500))
     }
 
+    /// Between looks for changes without their lines, which nobody waits for.
+    pub fn between_looks() -> Self {
+        Self::new(Duration::from_millis(500), Duration::from_secs(15))
+    }
+
     fn new(first: Duration, longest: Duration) -> Self {
         let backoff = ExponentialBackoff {
             current_interval: first,

@@ -46,6 +46,13 @@ pub use error::{ChangeError, Unavailable};
 /// How much longer than its own deadline an operation may take because it shares a statement with others.
 const SHARED_GRACE: Duration = Duration::from_secs(1);
 
+/// The longest time from the making of an operation's id to the making of its line, and a good deal more.
+pub fn longest_without_line(operation_timeout: Duration) -> Duration {
+    /// For a process that does not get its turn.
+    const HELD_UP: Duration = Duration::from_secs(5);
+    operation_timeout + SHARED_GRACE + LOG_GRACE + HELD_UP
+}
+
 /// What an operation holds from its beginning to its answer.
 pub struct Place {
     /// For its line.

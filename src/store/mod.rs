@@ -12,6 +12,7 @@ mod error;
 mod group;
 mod migrations;
 mod reads;
+mod recovery;
 mod schema;
 mod state;
 mod statement;
@@ -21,6 +22,7 @@ pub use error::{CommitError, StoreError, repeat_read};
 pub use group::{Group, Reach};
 pub use migrations::{MigrationError, migrate};
 pub use reads::{HistoryEntry, HistoryOrder, HistoryQuery, Place, StoreReadiness};
+pub use recovery::{CLOCKS_APART, StoredByQuery, StoredChange, StoredChanges};
 pub use state::{EarlierOperation, UserState};
 
 use connections::Connections;

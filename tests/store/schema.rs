@@ -53,6 +53,7 @@ async fn every_key_begins_with_the_user_and_nothing_refers_across_users() {
         &client,
         "SELECT format('%s: %s', i.indexrelid::regclass, a.attname) FROM pg_index i
          JOIN pg_class c ON c.oid = i.indrelid AND c.relnamespace = 'public'::regnamespace
+         JOIN pg_class own ON own.oid = i.indexrelid JOIN pg_am ON pg_am.oid = own.relam AND pg_am.amname = 'btree'
          JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
          WHERE c.relname NOT LIKE '\\_\\_diesel%'",
     )
@@ -62,6 +63,10 @@ async fn every_key_begins_with_the_user_and_nothing_refers_across_users() {
         first_columns.iter().all(|index| index.ends_with(": user_id")),
         "{first_columns:?}"
     );
+    // What is no key summarises blocks, wherever they are.
+    let others = "SELECT indexrelid::regclass::text FROM pg_index JOIN pg_class c ON c.oid = indexrelid \
+         JOIN pg_am ON pg_am.oid = c.relam WHERE c.relnamespace = 'public'::regnamespace AND amname <> 'btree'";
+    assert_eq!(texts(&client, others).await, ["changes_history_by_recorded_at"]);
     for (what, query) in [
         ("triggers", "SELECT tgname::text FROM pg_trigger WHERE NOT tgisinternal"),
         (
