@@ -1,5 +1,8 @@
 //! One replica: its parts wired together, and taken apart again in a written order.
 //!
+//! Start: the end of the log is read and the log opened → changes of an earlier run get the lines they lack → requests are
+//! taken.
+//!
 //! Shutdown: `/readyz` says no → a pause in which load balancers notice → no new connections → requests under way are
 //! answered → operations under way end → the log is flushed and joined → connections to PostgreSQL are closed.
 
@@ -17,7 +20,7 @@ use crate::domain::SegmentLength;
 use crate::http::{Listening, Stopping, serve};
 use crate::metrics::Metrics;
 use crate::operations_log::{FinishError, OpenError, OperationsLog};
-use crate::service::Service;
+use crate::service::{Recovery, Service};
 use crate::store::Store;
 
 /// All that a replica is started with.
@@ -87,6 +90,7 @@ pub async fn run(
     // Without a handler, a file that reaches `ulimit -f` would end the process; with one, the write fails and the log
     // fails closed.
     let _file_size = signal(SignalKind::from_raw(nix::libc::SIGXFSZ)).map_err(ReplicaError::Signals)?;
+    let recovery = Recovery::prepare(&config.operations_log, config.service.operation_timeout).await;
     let (log, writer) = OperationsLog::start(config.operations_log)
         .await
         .map_err(ReplicaError::OpenLog)?;
@@ -108,6 +112,10 @@ pub async fn run(
         config.service,
         config.ledger,
     ));
+    let recovering = match recovery {
+        Some(recovery) => Some(recovery.begin(Arc::clone(&service)).await),
+        None => None,
+    };
     let stopping = Stopping::default();
     started(listening.address());
     let not_ready_first = {
@@ -129,6 +137,9 @@ pub async fn run(
     .await
     .map_err(ReplicaError::Serve);
 
+    if let Some(recovering) = recovering {
+        recovering.stop().await;
+    }
     // Operations whose clients have gone run on; each ends by its own deadline.
     if timeout(operation_timeout + Duration::from_secs(2), service.finish())
         .await

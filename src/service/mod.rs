@@ -1,4 +1,5 @@
-//! The use cases, each a readable page: change a balance, read one, read the history.
+//! The use cases, each a readable page: change a balance, read one, read the history;
+//! and the lines that an earlier run did not live to write.
 //!
 //! An operation holds a place among those under way and a place in the operations log's queue from its beginning, so that
 //! a limit is met before anything is done. It goes on to its end, even if the client hangs up: in a batch of the ledger, or
@@ -6,10 +7,12 @@
 
 mod change;
 mod read;
+mod recovery;
 
 pub use crate::ledger::{ChangeError, Unavailable};
 pub use change::{Change, ChangeRequest};
 pub use read::{Balance, HistoryPage, HistoryRequest};
+pub use recovery::{Recovering, Recovery};
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

@@ -19,4 +19,5 @@ mod mixed;
 mod model;
 mod race;
 mod reads;
+mod recovery;
 mod rule;
