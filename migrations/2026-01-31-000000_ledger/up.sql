@@ -44,9 +44,11 @@ CREATE UNIQUE INDEX changes_history_by_idempotency_key ON changes_history (user_
     WHERE idempotency_key IS NOT NULL;
 
 -- What was stored of late, for a replica that starts again and looks for changes without their lines in the operations log.
--- No key: a few bytes for each range of blocks, since rows are stored nearly in the order of this column.
+-- No key: a few bytes for each range of blocks, since rows are stored nearly in the order of this column. PostgreSQL takes
+-- down 256 ranges to be summarised between two visits of autovacuum, a minute apart; smaller ranges would not be enough for
+-- all that a minute can bring.
 CREATE INDEX changes_history_by_recorded_at ON changes_history USING brin (recorded_at)
-    WITH (autosummarize = on, pages_per_range = 32);
+    WITH (autosummarize = on, pages_per_range = 128);
 
 -- A checkpoint closes a segment of a timeline: all that comes after the checkpoint before it, up to and including its own
 -- timestamp. It is derived from changes_history and moves when an earlier operation arrives.

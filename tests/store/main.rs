@@ -6,4 +6,5 @@ mod support;
 
 mod commits;
 mod ledger;
+mod recovery;
 mod schema;
