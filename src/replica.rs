@@ -112,10 +112,7 @@ pub async fn run(
         config.service,
         config.ledger,
     ));
-    let recovering = match recovery {
-        Some(recovery) => Some(recovery.begin(Arc::clone(&service)).await),
-        None => None,
-    };
+    let recovering = recovery.begin(Arc::clone(&service)).await;
     let stopping = Stopping::default();
     started(listening.address());
     let not_ready_first = {
@@ -137,9 +134,7 @@ pub async fn run(
     .await
     .map_err(ReplicaError::Serve);
 
-    if let Some(recovering) = recovering {
-        recovering.stop().await;
-    }
+    recovering.stop().await;
     // Operations whose clients have gone run on; each ends by its own deadline.
     if timeout(operation_timeout + Duration::from_secs(2), service.finish())
         .await

@@ -84,9 +84,14 @@ pub struct LoggedChanges(Vec<Uuid>);
 impl LoggedChanges {
     /// Those of these ids.
     pub fn new(ids: impl IntoIterator<Item = OperationId>) -> Self {
-        let mut logged = Self::default();
-        logged.add(ids);
-        logged
+        Self::sorted(ids.into_iter().map(|id| id.0).collect())
+    }
+
+    fn sorted(mut ids: Vec<Uuid>) -> Self {
+        // What is sorted already is noticed.
+        ids.sort();
+        ids.dedup();
+        Self(ids)
     }
 
     /// Whether the change has a line.
@@ -96,10 +101,9 @@ impl LoggedChanges {
 
     /// These have one too.
     pub fn add(&mut self, ids: impl IntoIterator<Item = OperationId>) {
-        self.0.extend(ids.into_iter().map(|id| id.0));
-        // What is there is sorted already, which the sort notices.
-        self.0.sort();
-        self.0.dedup();
+        let mut all = std::mem::take(&mut self.0);
+        all.extend(ids.into_iter().map(|id| id.0));
+        *self = Self::sorted(all);
     }
 
     /// How many there are.
@@ -173,7 +177,7 @@ pub fn read_trail(query: &TrailQuery) -> io::Result<EarlierLog> {
         complete_until: since.map_or(complete_until, |since| {
             since.saturating_add(query.margin).max(complete_until)
         }),
-        logged: LoggedChanges::new(reading.ids.into_iter().map(OperationId)),
+        logged: LoggedChanges::sorted(reading.ids),
         reservations,
     }))
 }

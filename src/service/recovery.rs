@@ -12,12 +12,14 @@
 //!
 //! A line that was handed to the writer is never written again: the writer keeps it until it can be written.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::{Service, now};
 use crate::causes::causes;
@@ -25,8 +27,8 @@ use crate::config::OperationsLogConfig;
 use crate::domain::{OperationId, Timestamp};
 use crate::ledger::{LOG_GRACE, longest_without_line};
 use crate::operations_log::{
-    EarlierLog, Lines, LogUnavailable, LoggedChanges, OperationName, Outcome, Record, RecoveryMark, Slot, Trail,
-    TrailQuery, Written, read_trail,
+    EarlierLog, Lines, LogUnavailable, LoggedChanges, OperationName, Outcome, Record, RecoveryMark, Reservation, Slot,
+    Trail, TrailQuery, Written, read_trail,
 };
 use crate::retry::Pauses;
 use crate::store::{CLOCKS_APART, StoreError, StoredByQuery, StoredChange};
@@ -55,12 +57,40 @@ const MOST_WIDTH: Duration = Duration::from_secs(86_400);
 /// A statement that took less may look at more the next time.
 const QUICK: Duration = Duration::from_millis(500);
 
-/// A comparison of the log's end with the history's, still to be made or under way.
+/// What is known of the earlier run before the log is opened.
 pub struct Recovery {
+    search: Option<Search>,
+    notes: Vec<Note>,
+}
+
+/// A comparison of the log's end with the history's, still to be made or under way.
+struct Search {
     window: Window,
     logged: LoggedChanges,
     mark: RecoveryMark,
     recovered: usize,
+}
+
+/// What operators should know of the recovery.
+#[derive(Debug, thiserror::Error)]
+enum Note {
+    #[error("the operations log is no regular file: a change whose line is lost by a crash is not recovered")]
+    KeepsNothing,
+    #[error(
+        "the operations log cannot be read: changes of an earlier run that lack their lines are not recovered: {0}"
+    )]
+    NotRead(io::Error),
+    #[error("the operations log: {0}")]
+    Reservation(Reservation),
+    #[error("the file .recovering beside the operations log cannot be read: {0}")]
+    MarkNotRead(io::Error),
+    #[error(
+        "the file .recovering cannot be written beside the operations log; a crash within the next minute may leave changes \
+         without their lines: {0}"
+    )]
+    MarkNotWritten(io::Error),
+    #[error("the clock was set back, to before {0}: changes of an earlier run may not be recovered")]
+    ClockSetBack(Timestamp),
 }
 
 /// Why a look was not made to its end.
@@ -73,43 +103,60 @@ enum LookError {
 }
 
 impl Recovery {
-    /// Finds out since when lines may be missing; `None` if there was no earlier run, or none of which anything is known.
-    /// To be called before the log is opened and before any operation begins.
-    pub async fn prepare(log: &OperationsLogConfig, operation_timeout: Duration) -> Option<Self> {
-        let began = now();
+    /// Finds out since when lines may be missing. To be called before the log is opened and before any operation begins;
+    /// says nothing yet, as the log may turn out not to be one that can be opened.
+    pub async fn prepare(log: &OperationsLogConfig, operation_timeout: Duration) -> Self {
+        // Later ids of this process are higher, even if the clock is set back.
+        let beyond = OperationId(Uuid::now_v7());
         let (log, margin) = (log.clone(), longest_without_line(operation_timeout));
         let preparing = spawn_blocking(move || {
-            let mark = RecoveryMark::beside(&log.path);
-            let trail = trail(log, margin, &mark)?;
-            if let Err(error) = mark.write(trail.complete_until) {
-                tracing::warn!(%error, "a crash within the next minute may leave changes without their lines: \
-                    the file .recovering cannot be written beside the operations log");
-            }
-            Some((trail, mark))
+            let mut notes = Vec::new();
+            let search = Search::prepare(log, margin, beyond, &mut notes);
+            Self { search, notes }
         });
-        let (trail, mark) = preparing.await.ok().flatten()?;
-        if trail.complete_until > began {
-            tracing::warn!(last_line = %trail.complete_until, "the clock was set back: changes of the run before may not be \
-                recovered");
-        }
-        Some(Self {
-            window: Window::new(trail.complete_until.saturating_sub(margin), began),
-            logged: trail.logged,
-            mark,
-            recovered: 0,
+        preparing.await.unwrap_or_else(|error| Self {
+            search: None,
+            notes: vec![Note::NotRead(error.into())],
         })
     }
 
     /// Looks for the first time, and goes on in the background.
-    pub async fn begin(mut self, service: Arc<Service>) -> Recovering {
-        service.metrics.recovery_pending.set(1);
-        let looked = self.look(&service, FIRST_LOOK_TIMEOUT).await;
+    pub async fn begin(self, service: Arc<Service>) -> Recovering {
+        for note in &self.notes {
+            tracing::warn!("{note}");
+        }
         let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        let task = tokio::spawn(async move {
-            stopped.run_until_cancelled(self.go_on(&service, looked)).await;
-        });
+        let task = match self.search {
+            Some(mut search) => {
+                service.metrics.recovery_pending.set(1);
+                let looked = search.look(&service, FIRST_LOOK_TIMEOUT).await;
+                let stopped = stop.clone();
+                Some(tokio::spawn(async move {
+                    stopped.run_until_cancelled(search.go_on(&service, looked)).await;
+                }))
+            }
+            None => None,
+        };
         Recovering { stop, task }
+    }
+}
+
+impl Search {
+    /// `None` if there was no earlier run, or none of which anything is known. Blocks.
+    fn prepare(log: OperationsLogConfig, margin: Duration, beyond: OperationId, notes: &mut Vec<Note>) -> Option<Self> {
+        let began = now();
+        let mark = RecoveryMark::beside(&log.path);
+        let trail = trail(log, margin, &mark, notes)?;
+        notes.extend(mark.write(trail.complete_until).err().map(Note::MarkNotWritten));
+        if trail.complete_until > began {
+            notes.push(Note::ClockSetBack(trail.complete_until));
+        }
+        Some(Self {
+            window: Window::new(trail.complete_until.saturating_sub(margin), beyond),
+            logged: trail.logged,
+            mark,
+            recovered: 0,
+        })
     }
 
     async fn go_on(mut self, service: &Service, looked: bool) {
@@ -253,9 +300,9 @@ fn record(change: &StoredChange) -> Record<'_> {
 }
 
 /// What the log of earlier runs tells, as far as it can be read. Blocks.
-fn trail(log: OperationsLogConfig, margin: Duration, mark: &RecoveryMark) -> Option<Trail> {
+fn trail(log: OperationsLogConfig, margin: Duration, mark: &RecoveryMark, notes: &mut Vec<Note>) -> Option<Trail> {
     let unsettled_since = mark.read().unwrap_or_else(|error| {
-        tracing::warn!(%error, "the file .recovering beside the operations log cannot be read");
+        notes.push(Note::MarkNotRead(error));
         None
     });
     let query = TrailQuery {
@@ -267,20 +314,15 @@ fn trail(log: OperationsLogConfig, margin: Duration, mark: &RecoveryMark) -> Opt
     match read_trail(&query) {
         Ok(EarlierLog::None) => None,
         Ok(EarlierLog::Stream) => {
-            tracing::warn!(
-                "the operations log is no regular file: a change whose line is lost by a crash is not recovered"
-            );
+            notes.push(Note::KeepsNothing);
             None
         }
-        Ok(EarlierLog::Trail(trail)) => {
-            for reservation in &trail.reservations {
-                tracing::warn!("the operations log: {reservation}");
-            }
+        Ok(EarlierLog::Trail(mut trail)) => {
+            notes.extend(trail.reservations.drain(..).map(Note::Reservation));
             Some(trail)
         }
         Err(error) => {
-            tracing::error!(%error, "the operations log cannot be read: changes of an earlier run that lack their lines are \
-                not recovered");
+            notes.push(Note::NotRead(error));
             None
         }
     }
@@ -297,13 +339,13 @@ struct Window {
 }
 
 impl Window {
-    /// Changes whose ids were made at or after `since` and before this process `began`.
-    fn new(since: Timestamp, began: Timestamp) -> Self {
+    /// Changes whose ids were made at or after `since`, and are lower than `beyond`.
+    fn new(since: Timestamp, beyond: OperationId) -> Self {
         let recorded_since = since.saturating_sub(CLOCKS_APART);
         Self {
             since: recorded_since,
             first: OperationId::first_at(since),
-            beyond: OperationId::first_at(began),
+            beyond,
             position: recorded_since,
             width: FIRST_WIDTH,
         }
@@ -339,14 +381,16 @@ impl Window {
 #[must_use = "without `stop` it runs on while the replica is taken apart"]
 pub struct Recovering {
     stop: CancellationToken,
-    task: JoinHandle<()>,
+    task: Option<JoinHandle<()>>,
 }
 
 impl Recovering {
     /// Ends it at once. What is not done yet the next start does.
     pub async fn stop(self) {
         self.stop.cancel();
-        if self.task.await.is_err() {
+        if let Some(task) = self.task
+            && task.await.is_err()
+        {
             tracing::error!("the search for changes without their lines ended early");
         }
     }
