@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     let cli = match Cli::from_environment() {
         Ok(cli) => cli,
-        Err(error) => return fail(&error),
+        Err(error) => return fail(&error, ExitCode::FAILURE),
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,poem=warn"));
     tracing_subscriber::fmt()
@@ -21,11 +21,11 @@ fn main() -> ExitCode {
     raise_file_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return fail(&error),
+        Err(error) => return fail(&error, ExitCode::FAILURE),
     };
     match runtime.block_on(cli.run()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error),
+        Ok(code) => code,
+        Err(error) => fail(&error, error.exit_code()),
     }
 }
 
@@ -43,8 +43,8 @@ fn raise_file_limit() {
     }
 }
 
-fn fail(error: &dyn std::error::Error) -> ExitCode {
+fn fail(error: &dyn std::error::Error, code: ExitCode) -> ExitCode {
     // Whoever cannot read standard error cannot be told.
     let _ = writeln!(std::io::stderr(), "balance: {error}");
-    ExitCode::FAILURE
+    code
 }

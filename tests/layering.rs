@@ -12,7 +12,7 @@ const ORDER: [&[&str]; 11] = [
     &["config"],
     &["retry"],
     &["store", "approver", "operations_log"],
-    &["metrics"],
+    &["metrics", "verify"],
     &["ledger"],
     &["service"],
     &["http"],

@@ -1,17 +1,21 @@
 //! The subcommands: each reads its configuration, does its work and gives back an error of one line.
 
 mod dev;
+mod verify;
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::{ApproverArguments, ConfigError, DatabaseArguments, ServiceArguments, StandInArguments};
+use crate::config::{
+    ApproverArguments, ConfigError, DatabaseArguments, ServiceArguments, StandInArguments, VerifyArguments,
+};
 use crate::dev::{PostgresError, StandInApprover};
 use crate::replica::{self, ReplicaConfig, ReplicaError};
 use crate::store::{MigrationError, migrate};
@@ -32,6 +36,9 @@ enum Command {
     Serve(ServeArguments),
     /// Bring the database's schema up to date; safe from many replicas at once
     Migrate(DatabaseArguments),
+    /// Check every invariant of the stored ledger, and the operations logs against it
+    #[command(after_help = verify::EXIT_CODES)]
+    Verify(VerifyArguments),
     /// Print the OpenAPI document
     Openapi,
     /// Run a stand-in for the Approver, for trying things out
@@ -88,9 +95,29 @@ pub enum CommandError {
         /// Why it cannot.
         source: std::io::Error,
     },
+    /// The check came to no end.
+    #[error(transparent)]
+    Verify(#[from] verify::Unverified),
     /// Signals cannot be listened for.
     #[error("signals cannot be handled: {0}")]
     Signals(#[source] std::io::Error),
+}
+
+impl CommandError {
+    /// What the process ends with.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            // 1 says that something is wrong with the ledger.
+            CommandError::Verify(_) => ExitCode::from(2),
+            CommandError::Config(_)
+            | CommandError::Replica(_)
+            | CommandError::Migration(_)
+            | CommandError::Postgres(_)
+            | CommandError::PostgresEnded { .. }
+            | CommandError::StandIn { .. }
+            | CommandError::Signals(_) => ExitCode::FAILURE,
+        }
+    }
 }
 
 impl Cli {
@@ -106,13 +133,14 @@ impl Cli {
         })
     }
 
-    /// Runs the command to its end.
+    /// Runs the command to its end, and says what the process ends with.
     ///
     /// # Errors
     ///
     /// [`CommandError`], to be shown as it is.
-    pub async fn run(self) -> Result<(), CommandError> {
+    pub async fn run(self) -> Result<ExitCode, CommandError> {
         match self.command {
+            Command::Verify(arguments) => return Ok(verify::run(&arguments).await?),
             Command::Dev(arguments) => dev::run(arguments).await,
             Command::Serve(arguments) => serve(&arguments).await,
             Command::Migrate(arguments) => migrate_now(&arguments).await,
@@ -121,7 +149,8 @@ impl Cli {
                 Ok(())
             }
             Command::StandInApprover(arguments) => stand_in(&arguments).await,
-        }
+        }?;
+        Ok(ExitCode::SUCCESS)
     }
 }
 

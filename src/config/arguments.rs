@@ -166,12 +166,7 @@ impl ServiceArguments {
     /// [`ConfigError`] names the first value that cannot be used.
     pub fn service(&self) -> Result<ServiceConfig, ConfigError> {
         Ok(ServiceConfig {
-            approval_threshold: number(
-                "APPROVAL_THRESHOLD",
-                &self.approval_threshold,
-                0..=i64::MAX.unsigned_abs(),
-                "a whole number from 0 to 9223372036854775807",
-            )?,
+            approval_threshold: approval_threshold(&self.approval_threshold)?,
             operation_timeout: milliseconds("OPERATION_TIMEOUT_MS", &self.operation_timeout_ms)?,
             operations_in_flight: self.in_flight()?,
             instance: self.instance()?,
@@ -312,6 +307,36 @@ impl StandInArguments {
             )?,
         })
     }
+}
+
+/// What `verify` is started with.
+#[derive(Args, Clone)]
+pub struct VerifyArguments {
+    /// Where the ledger is.
+    #[command(flatten)]
+    pub database: DatabaseArguments,
+
+    /// Changes larger than this, either way, must have been approved: the lowest threshold that was ever set
+    #[arg(long, env = "APPROVAL_THRESHOLD", value_name = "AMOUNT", default_value = "100000")]
+    pub approval_threshold: String,
+}
+
+impl VerifyArguments {
+    /// # Errors
+    ///
+    /// [`ConfigError`] names the value if it cannot be used.
+    pub fn approval_threshold(&self) -> Result<u64, ConfigError> {
+        approval_threshold(&self.approval_threshold)
+    }
+}
+
+fn approval_threshold(text: &str) -> Result<u64, ConfigError> {
+    number(
+        "APPROVAL_THRESHOLD",
+        text,
+        0..=i64::MAX.unsigned_abs(),
+        "a whole number from 0 to 9223372036854775807",
+    )
 }
 
 fn parsed<T: FromStr>(variable: &'static str, text: &str, allowed: &'static str) -> Result<T, ConfigError> {

@@ -20,7 +20,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use arguments::{ApproverArguments, DatabaseArguments, ServiceArguments, StandInArguments};
+pub use arguments::{ApproverArguments, DatabaseArguments, ServiceArguments, StandInArguments, VerifyArguments};
 pub use urls::{ApproverUrl, DatabaseUrl};
 
 /// A value that cannot be used. Its message is one line: the variable, the value and what is allowed.

@@ -131,7 +131,7 @@ fn leaves_connection_usable(error: &DieselError) -> bool {
     )
 }
 
-fn client_config(config: &DatabaseConfig) -> tokio_postgres::Config {
+pub(super) fn client_config(config: &DatabaseConfig) -> tokio_postgres::Config {
     let mut client = config.url.to_client_config();
     client.application_name(&config.application_name);
     // Of several hosts some are standbys, on whose stale data nothing may be decided.
@@ -160,7 +160,7 @@ pub(super) async fn open(client: tokio_postgres::Config) -> Result<AsyncPgConnec
 }
 
 /// tokio-postgres names only the step that failed; the reason is its source.
-fn with_cause(error: &tokio_postgres::Error) -> String {
+pub(super) fn with_cause(error: &tokio_postgres::Error) -> String {
     match std::error::Error::source(error) {
         Some(cause) => format!("{error}: {cause}"),
         None => error.to_string(),

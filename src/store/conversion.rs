@@ -5,7 +5,7 @@ use diesel::data_types::PgTimestamp;
 use crate::domain::Timestamp;
 
 /// 2000-01-01T00:00:00Z in microseconds since 1970-01-01T00:00:00Z.
-const POSTGRES_EPOCH: i64 = 946_684_800 * 1_000_000;
+pub(super) const POSTGRES_EPOCH: i64 = 946_684_800 * 1_000_000;
 
 pub(super) fn to_postgres(timestamp: Timestamp) -> PgTimestamp {
     PgTimestamp(timestamp.unix_microseconds() - POSTGRES_EPOCH)

@@ -14,6 +14,7 @@ mod migrations;
 mod reads;
 mod recovery;
 mod schema;
+mod snapshot;
 mod state;
 mod statement;
 
@@ -23,6 +24,10 @@ pub use group::{Group, Reach};
 pub use migrations::{MigrationError, migrate};
 pub use reads::{HistoryEntry, HistoryOrder, HistoryQuery, Place, StoreReadiness};
 pub use recovery::{CLOCKS_APART, StoredByQuery, StoredChange, StoredChanges};
+pub use snapshot::{
+    Snapshot, SnapshotError, Stored, StoredCheckpoint, StoredHead, StoredMoment, StoredOperation, StoredPlace,
+    StoredRow,
+};
 pub use state::{EarlierOperation, UserState};
 
 use connections::Connections;

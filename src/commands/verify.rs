@@ -1,0 +1,155 @@
+//! `balance verify`: what is wrong goes to standard output, a line each and a summary at the end; how far the check has
+//! come goes to standard error.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use super::{CommandError, Shutdown, say};
+use crate::config::{ConfigError, VerifyArguments};
+use crate::verify::{Bounds, Finding, HELD_OPERATIONS, Observer, Progress, Stage, Summary, VerifyError, verify};
+
+pub(super) const EXIT_CODES: &str = "Exit codes:\n  0  all is as it must be\n  1  something is wrong: each finding is a \
+     line of standard output\n  2  the check came to no end: no connection, a file that cannot be read, Ctrl-C";
+
+/// Why there is no verdict. The message is one line.
+#[derive(Debug, thiserror::Error)]
+pub enum Unverified {
+    /// A value cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The check came to no end.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    /// Ctrl-C or SIGTERM.
+    #[error("interrupted before the check came to its end")]
+    Interrupted,
+    /// Ctrl-C cannot be listened for.
+    #[error("{0}")]
+    Signals(String),
+}
+
+/// Checks, and says what the process ends with.
+pub(super) async fn run(arguments: &VerifyArguments) -> Result<ExitCode, Unverified> {
+    let database = arguments.database.database("balance verify".to_owned())?;
+    let bounds = Bounds {
+        approval_threshold: arguments.approval_threshold()?,
+        held: HELD_OPERATIONS,
+    };
+    let shutdown = Shutdown::listen().map_err(|error: CommandError| Unverified::Signals(error.to_string()))?;
+    let began = Instant::now();
+    let mut display = Display::new();
+    let checking = verify(&database, bounds, &mut display);
+    let ended = tokio::select! {
+        summary = checking => summary.map_err(Unverified::from),
+        () = shutdown.requested() => Err(Unverified::Interrupted),
+    };
+    display.clear();
+    let summary = ended?;
+    if summary.findings > summary.told {
+        say(format_args!("and {} more", summary.findings - summary.told));
+    }
+    say(in_words(&summary, began.elapsed()));
+    Ok(match summary.findings {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
+}
+
+fn in_words(summary: &Summary, took: Duration) -> String {
+    let verdict = match summary.findings {
+        0 => "all is right".to_owned(),
+        1 => "1 finding".to_owned(),
+        many => format!("{many} findings"),
+    };
+    let Summary {
+        users,
+        operations,
+        checkpoints,
+        lines,
+        ..
+    } = summary;
+    format!(
+        "{verdict}: {users} users, {operations} operations, {checkpoints} checkpoints, {lines} lines, in {:.1} s, \
+         {:.0} operations per second",
+        took.as_secs_f64(),
+        per_second(*operations, took),
+    )
+}
+
+fn per_second(count: u64, took: Duration) -> f64 {
+    // Rounded in any case.
+    #[allow(clippy::cast_precision_loss, reason = "a rate is shown without digits")]
+    let count = count as f64;
+    count / took.as_secs_f64().max(0.001)
+}
+
+/// On a terminal one line that is rewritten, elsewhere a line now and then.
+struct Display {
+    terminal: bool,
+    stage: Option<Stage>,
+    stage_began: Instant,
+    shown: Instant,
+    /// Whether the terminal's line is in use.
+    in_use: bool,
+}
+
+impl Display {
+    fn new() -> Self {
+        Self {
+            terminal: std::io::stderr().is_terminal(),
+            stage: None,
+            stage_began: Instant::now(),
+            shown: Instant::now(),
+            in_use: false,
+        }
+    }
+
+    fn interval(&self) -> Duration {
+        if self.terminal {
+            Duration::from_millis(200)
+        } else {
+            Duration::from_secs(5)
+        }
+    }
+
+    /// Gives the terminal's line free.
+    fn clear(&mut self) {
+        if self.in_use {
+            // Who does not see progress is not told of it.
+            let _ = write!(std::io::stderr(), "\r\x1b[K");
+            self.in_use = false;
+        }
+    }
+}
+
+impl Observer for Display {
+    fn finding(&mut self, finding: &Finding) {
+        self.clear();
+        say(finding);
+    }
+
+    fn progress(&mut self, progress: Progress) {
+        if self.stage != Some(progress.stage) {
+            self.stage = Some(progress.stage);
+            self.stage_began = Instant::now();
+        }
+        if self.shown.elapsed() < self.interval() {
+            return;
+        }
+        self.shown = Instant::now();
+        let what = match progress.stage {
+            Stage::Lines => "lines read",
+            Stage::Ledger => "operations checked",
+            Stage::Comparison => "operations and lines compared",
+        };
+        let of = progress.of.map(|of| format!(" of about {of}")).unwrap_or_default();
+        let rate = per_second(progress.done, self.stage_began.elapsed());
+        let line = format!("{}{of} {what}, {rate:.0}/s", progress.done);
+        let _ = match self.terminal {
+            true => write!(std::io::stderr(), "\r\x1b[K{line}"),
+            false => writeln!(std::io::stderr(), "{line}"),
+        };
+        self.in_use = self.terminal;
+    }
+}

@@ -1,0 +1,352 @@
+//! The stored ledger: what is planted in it with SQL, constraints dropped where they are in the way.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use balance::config::{DatabaseConfig, DatabaseUrl};
+use balance::verify::{Bounds, Finding, Observer, Progress, Summary, Violation};
+use tokio::task::JoinSet;
+
+use crate::support::client::change;
+use crate::support::postgres::{Database, fresh_database};
+use crate::support::world::World;
+use crate::{OPERATIONS, copy, filled, second, verify};
+
+/// Hears all findings.
+#[derive(Default)]
+struct Heard(Vec<Finding>);
+
+impl Observer for Heard {
+    fn finding(&mut self, finding: &Finding) {
+        self.0.push(finding.clone());
+    }
+
+    fn progress(&mut self, _: Progress) {}
+}
+
+/// As the command does, but holding no more operations than this.
+async fn verify_holding(database: &Database, held: usize) -> (Summary, Vec<Finding>) {
+    let config = DatabaseConfig {
+        url: DatabaseUrl::parse(&database.url).unwrap(),
+        connections: 1,
+        application_name: "test".to_owned(),
+    };
+    let bounds = Bounds {
+        approval_threshold: 100_000,
+        held,
+    };
+    let mut heard = Heard::default();
+    let summary = balance::verify::verify(&config, bounds, &mut heard).await.unwrap();
+    (summary, heard.0)
+}
+
+#[tokio::test]
+async fn an_empty_ledger_is_right() {
+    let verified = verify(&fresh_database().await, &[]).await.expect_right();
+    assert!(
+        verified.lines[0].contains("0 users, 0 operations, 0 checkpoints"),
+        "{verified:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_ledger_that_the_service_filled_is_right() {
+    let database = filled().await;
+    let verified = verify(&database, &[]).await.expect_right();
+    let counts = format!("32 users, {} operations", 2 * OPERATIONS + 60);
+    assert!(verified.lines[0].contains(&counts), "{verified:?}");
+    for held in [1, 7, 64, 10_000] {
+        let (summary, found) = verify_holding(&database, held).await;
+        assert_eq!((found, summary.findings), (vec![], 0), "{held}");
+        assert_eq!((summary.users, summary.operations), (32, 2 * OPERATIONS as u64 + 60));
+        assert!(summary.checkpoints >= 2 * (OPERATIONS as u64 / 128 - 1), "{summary:?}");
+    }
+}
+
+/// What is planted, the user and the second that must be named, and what must be said.
+const PLANTED: &[(&str, &str, usize, &str)] = &[
+    (
+        "UPDATE changes_history SET balance_change = 9 WHERE user_id = 'alice' AND seq = 50",
+        "alice",
+        50,
+        "balance_after of seq 50: expected 499, found 500",
+    ),
+    (
+        "UPDATE changes_history SET balance_after = 501 WHERE user_id = 'alice' AND seq = 50",
+        "alice",
+        50,
+        "balance_after of seq 50: expected 500, found 501",
+    ),
+    (
+        "UPDATE changes_history SET balance_after = 0 WHERE user_id = 'bob' AND \"timestamp\" = '2026-01-31T12:00:50Z'",
+        "bob",
+        50,
+        "balance_after of seq ",
+    ),
+    (
+        "UPDATE changes_history SET balance_change = -5000 WHERE user_id = 'alice' AND seq = 300",
+        "alice",
+        300,
+        "negative once seq 300 is accepted: expected at least 0, found -2010",
+    ),
+    (
+        "UPDATE changes_history SET balance_change = 9223372036854775807 WHERE user_id = 'alice' AND seq = 2",
+        "alice",
+        2,
+        "leaves the range once seq 2 is accepted: expected at most 9223372036854775807, found 9223372036854775817",
+    ),
+    (
+        "DELETE FROM changes_history WHERE user_id = 'alice' AND seq = 50",
+        "alice",
+        51,
+        "expected seq 50, found 51",
+    ),
+    (
+        "UPDATE changes_history SET seq = 49 WHERE user_id = 'alice' AND seq = 50",
+        "alice",
+        50,
+        "expected seq 50, found 49",
+    ),
+    (
+        "UPDATE changes_history SET \"timestamp\" = '2026-01-31T12:00:45Z' WHERE user_id = 'alice' AND seq = 50",
+        "alice",
+        45,
+        "balance_after of seq 50: expected 460, found 500",
+    ),
+    (
+        "INSERT INTO changes_history SELECT user_id, \"timestamp\" + interval '1 s', seq, 0, balance_after, context,
+            gen_random_uuid(), NULL, false, instance FROM changes_history WHERE user_id = 'alice' AND seq = 50",
+        "alice",
+        51,
+        "expected seq 51, found 50",
+    ),
+    (
+        "ALTER TABLE changes_history DROP CONSTRAINT changes_history_not_negative;
+         UPDATE changes_history SET balance_after = -1 WHERE user_id = 'alice' AND seq = 300",
+        "alice",
+        300,
+        "balance_after of seq 300: expected 3000, found -1",
+    ),
+    (
+        "UPDATE balance SET balance = balance + 1 WHERE user_id = 'bob'",
+        "bob",
+        OPERATIONS,
+        "balance of the row of balance: expected 3000, found 3001",
+    ),
+    (
+        "UPDATE balance SET version = version + 1 WHERE user_id = 'bob'",
+        "bob",
+        OPERATIONS,
+        "version of the row of balance: expected 300, found 301",
+    ),
+    (
+        "UPDATE balance SET latest = latest - interval '1 s' WHERE user_id = 'bob'",
+        "bob",
+        OPERATIONS,
+        "latest of the row of balance: expected 2026-01-31T12:05:00Z, found 2026-01-31T12:04:59Z",
+    ),
+    (
+        "UPDATE balance SET since_checkpoint = since_checkpoint - 1 WHERE user_id = 'bob'",
+        "bob",
+        OPERATIONS,
+        "since_checkpoint of the row of balance: expected ",
+    ),
+    (
+        "DELETE FROM balance WHERE user_id = 'alice'",
+        "alice",
+        OPERATIONS,
+        "the row of balance: expected for a history of 300 operations, found none",
+    ),
+    (
+        "INSERT INTO balance VALUES ('zoe', 0, 3, '2026-01-31T12:00:07Z', 0)",
+        "zoe",
+        7,
+        "the history: expected 3 operations by the row of balance, found none",
+    ),
+    (
+        "DELETE FROM changes_history WHERE user_id = 'alice'",
+        "alice",
+        OPERATIONS,
+        "the history: expected 300 operations by the row of balance, found none",
+    ),
+    (
+        "INSERT INTO balance_checkpoints VALUES ('mallory', '2026-01-31T12:00:08Z', 1, 1, 1)",
+        "mallory",
+        8,
+        "the checkpoint: expected at the moment of an operation, found where there is none",
+    ),
+    (
+        "UPDATE changes_history SET operation_id = (SELECT operation_id FROM changes_history WHERE user_id = 'bob'
+            AND seq = 1) WHERE user_id = 'alice' AND seq = 50",
+        "alice",
+        50,
+        "the id of seq 50: expected one of its own, found ",
+    ),
+    (
+        "DROP INDEX changes_history_by_idempotency_key;
+         UPDATE changes_history SET idempotency_key = 'k' WHERE user_id = 'alice' AND seq IN (50, 51)",
+        "alice",
+        50,
+        "the idempotency key of seq 50: expected one of its own, found \"k\"",
+    ),
+    (
+        "UPDATE changes_history SET approved = false WHERE user_id LIKE 'user-7/%'",
+        "user-7/\u{1f42b}",
+        7,
+        "the approval of seq 1: expected for a change of 200000, above 100000, found none",
+    ),
+];
+
+#[tokio::test]
+async fn whatever_is_planted_in_the_ledger_is_found_with_user_and_moment() {
+    let filled = filled().await;
+    for (number, (sql, user_id, seconds, finding)) in PLANTED.iter().enumerate() {
+        let database = copy(&filled, number).await;
+        database.client().await.batch_execute(sql).await.unwrap();
+        let verified = verify(&database, &[]).await;
+        let about = format!("user {user_id:?} at {}: ", second(*seconds));
+        verified.expect_finding(&about, finding);
+        let (summary, found) = verify_holding(&database, 5).await;
+        assert!(summary.findings > 0, "{sql}");
+        let is_it = |found: &Finding| found.to_string().starts_with(&about) && found.to_string().contains(finding);
+        assert!(found.iter().any(is_it), "{sql} {found:#?}");
+    }
+}
+
+#[tokio::test]
+async fn each_column_of_a_checkpoint_is_computed_anew() {
+    let filled = filled().await;
+    let first = "(SELECT min(\"timestamp\") FROM balance_checkpoints WHERE user_id = 'bob')";
+    let constraints = "ALTER TABLE balance_checkpoints DROP CONSTRAINT balance_checkpoints_not_negative, \
+         DROP CONSTRAINT balance_checkpoints_extremes";
+    for (number, (set, finding)) in [
+        ("balance = balance - 1", "balance of the checkpoint: expected "),
+        (
+            "lowest = lowest - 11",
+            "lowest of the checkpoint: expected 10, found -1",
+        ),
+        ("highest = highest + 1", "highest of the checkpoint: expected "),
+        (
+            "\"timestamp\" = \"timestamp\" + interval '1 ms'",
+            "the checkpoint: expected at the moment of an operation, found where there is none",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let database = copy(&filled, number).await;
+        let client = database.client().await;
+        client.batch_execute(constraints).await.unwrap();
+        let update = format!(
+            "UPDATE balance_checkpoints SET {set} WHERE user_id = 'bob' AND \"timestamp\" = {first}
+             RETURNING to_char(\"timestamp\" AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS')"
+        );
+        let at: String = client.query_one(&update, &[]).await.unwrap().get(0);
+        verify(&database, &[])
+            .await
+            .expect_finding(&format!("user \"bob\" at {at}"), finding);
+    }
+    // A segment that lost its checkpoint becomes part of the next one.
+    let database = copy(&filled, 10).await;
+    let delete = format!("DELETE FROM balance_checkpoints WHERE user_id = 'bob' AND \"timestamp\" = {first}");
+    database.client().await.batch_execute(&delete).await.unwrap();
+    verify(&database, &[])
+        .await
+        .expect_finding("user \"bob\" at ", "lowest of the checkpoint: expected 10, found ");
+}
+
+#[tokio::test]
+async fn a_moment_that_no_answer_could_hold_is_found() {
+    let database = filled().await;
+    let sql = "ALTER TABLE changes_history DROP CONSTRAINT changes_history_timestamp; \
+         UPDATE changes_history SET \"timestamp\" = 'infinity' WHERE user_id = 'alice' AND seq = 300";
+    database.client().await.batch_execute(sql).await.unwrap();
+    let verified = verify(&database, &[]).await;
+    verified.expect_finding(
+        "user \"alice\" at 9223372036854775807 µs since 1970: ",
+        "the timestamp of seq 300",
+    );
+    // The infinities go to PostgreSQL and back.
+    let sql = "UPDATE changes_history SET \"timestamp\" = '-infinity' WHERE user_id = 'alice' AND seq = 200";
+    database.client().await.batch_execute(sql).await.unwrap();
+    let (_, found) = verify_holding(&database, 1).await;
+    let broken = |found: &&Finding| {
+        matches!(
+            found.violation,
+            Violation::BalanceAfter {
+                seq: 200,
+                expected: 10,
+                ..
+            }
+        )
+    };
+    assert_eq!(found.iter().filter(broken).count(), 1, "{found:#?}");
+}
+
+#[tokio::test]
+async fn a_threshold_that_was_lower_is_told_to_the_check() {
+    let database = filled().await;
+    verify(&database, &["--approval-threshold", "10"]).await.expect_right();
+    let verified = verify(&database, &["--approval-threshold", "9"]).await;
+    verified.expect_finding(
+        "user \"alice\" at 2026-01-31T12:00:01Z: ",
+        "for a change of 10, above 9",
+    );
+    // All are counted, five of a kind and user are told.
+    assert_eq!(verified.lines.len(), 10 + 2, "{verified:#?}");
+    assert_eq!(verified.lines[10], "and 590 more");
+    assert!(verified.lines[11].starts_with("600 findings: "), "{verified:#?}");
+}
+
+#[tokio::test]
+async fn a_ledger_in_use_is_right_at_every_moment() {
+    let world = World::start().await;
+    let enough = Arc::new(AtomicBool::new(false));
+    let mut load = JoinSet::new();
+    for number in 0..16_usize {
+        let (client, enough) = (world.client.clone(), Arc::clone(&enough));
+        load.spawn(async move {
+            let user_id = if number < 8 {
+                "hot".to_owned()
+            } else {
+                format!("user-{number}")
+            };
+            for round in 0.. {
+                let at = second((round * 31 + number * 17) % 3_000);
+                let amount = if round % 3 == 2 { -15 } else { 10 };
+                let answer = client.change(&change(&user_id, amount, &at)).await;
+                assert!([200, 403].contains(&answer.status.as_u16()), "{}", answer.body);
+                if enough.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+        });
+    }
+    for _ in 0..5 {
+        verify(&world.database, &[]).await.expect_right();
+    }
+    enough.store(true, Ordering::Relaxed);
+    load.join_all().await;
+    verify(&world.database, &[]).await.expect_right();
+}
+
+#[tokio::test]
+async fn what_cannot_be_checked_is_told_apart_from_what_is_wrong() {
+    let mut nowhere = fresh_database().await;
+    nowhere.url = "postgres://balance:hunter2@127.0.0.1:1/balance".to_owned();
+    let verified = verify(&nowhere, &[]).await;
+    assert_eq!((verified.code, verified.lines.len()), (Some(2), 0), "{verified:?}");
+    assert!(
+        verified.said.starts_with("balance: PostgreSQL cannot be reached: ") && verified.said.lines().count() == 1,
+        "{verified:?}"
+    );
+    let database = fresh_database().await;
+    let drop = "DROP TABLE changes_history";
+    database.client().await.batch_execute(drop).await.unwrap();
+    let verified = verify(&database, &[]).await;
+    assert_eq!((verified.code, verified.lines.len()), (Some(2), 0), "{verified:?}");
+    assert!(
+        verified.said.contains("changes_history") && verified.said.lines().count() == 1,
+        "{verified:?}"
+    );
+}
