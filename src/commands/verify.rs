@@ -39,7 +39,7 @@ pub(super) async fn run(arguments: &VerifyArguments) -> Result<ExitCode, Unverif
     let shutdown = Shutdown::listen().map_err(|error: CommandError| Unverified::Signals(error.to_string()))?;
     let began = Instant::now();
     let mut display = Display::new();
-    let checking = verify(&database, bounds, &mut display);
+    let checking = verify(&database, bounds, &arguments.operations_log, &mut display);
     let ended = tokio::select! {
         summary = checking => summary.map_err(Unverified::from),
         () = shutdown.requested() => Err(Unverified::Interrupted),
@@ -49,7 +49,11 @@ pub(super) async fn run(arguments: &VerifyArguments) -> Result<ExitCode, Unverif
     if summary.findings > summary.told {
         say(format_args!("and {} more", summary.findings - summary.told));
     }
-    say(in_words(&summary, began.elapsed()));
+    let not_compared = match summary.not_compared {
+        0 => String::new(),
+        some => format!("; {some} operations of instances that no line names, not compared with lines"),
+    };
+    say(format_args!("{}{not_compared}", in_words(&summary, began.elapsed())));
     Ok(match summary.findings {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,

@@ -319,6 +319,11 @@ pub struct VerifyArguments {
     /// Changes larger than this, either way, must have been approved: the lowest threshold that was ever set
     #[arg(long, env = "APPROVAL_THRESHOLD", value_name = "AMOUNT", default_value = "100000")]
     pub approval_threshold: String,
+
+    /// Operations logs to be held against the ledger, all files of a replica, rotated ones included and uncompressed;
+    /// operations of instances that no line names are not compared
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub operations_log: Vec<PathBuf>,
 }
 
 impl VerifyArguments {

@@ -349,6 +349,23 @@ impl Snapshot {
         Stored::begin(rows, None).await
     }
 
+    /// The operation at a place of a user's timeline, with its context.
+    ///
+    /// # Errors
+    ///
+    /// [`SnapshotError`] if PostgreSQL fails.
+    pub async fn operation(
+        &self,
+        user_id: &str,
+        place: StoredPlace,
+    ) -> Result<Stored<StoredOperation<'static>>, SnapshotError> {
+        let query = "SELECT user_id, \"timestamp\", seq, balance_change, balance_after, operation_id, approved, \
+             instance, context FROM changes_history \
+             WHERE user_id = $1 AND (\"timestamp\", seq) >= ($2, $3) AND (\"timestamp\", seq) <= ($4, $5)";
+        let rows = self.stretch(query, user_id, place, place).await?;
+        Stored::begin(rows, None).await
+    }
+
     async fn stretch(
         &self,
         query: &str,

@@ -104,6 +104,35 @@ pub enum Violation {
     )]
     #[allow(missing_docs, reason = "the message names them")]
     DoubledKey { seq: i64, key: String },
+    /// A line that is wrong by itself.
+    #[error("the line: expected {expected}, found {found}")]
+    #[allow(missing_docs, reason = "the message names them")]
+    Line { expected: &'static str, found: String },
+    /// A line that tells of an operation that is not stored.
+    #[error("operation {id}: expected in the history, since the line says that it was accepted, found nowhere")]
+    #[allow(missing_docs, reason = "the message names them")]
+    Forged { id: Uuid },
+    /// An operation without a line.
+    #[error("the line of seq {seq}, operation {id}: expected one in the logs of its instance, found none")]
+    #[allow(missing_docs, reason = "the message names them")]
+    NoLine { seq: i64, id: Uuid },
+    /// An operation with more than one line of its own.
+    #[error("the line of operation {id}: expected once, found again")]
+    #[allow(missing_docs, reason = "the message names them")]
+    SecondLine { id: Uuid },
+    /// A field that is not as it is stored.
+    #[error("{field} of the line: expected {expected} as it is stored, found {found}")]
+    #[allow(missing_docs, reason = "the message names them")]
+    Differs {
+        field: &'static str,
+        expected: String,
+        found: String,
+    },
+}
+
+/// A stored moment for people to read.
+pub(super) fn shown(moment: StoredMoment) -> String {
+    Moment(moment).to_string()
 }
 
 /// A stored moment for people to read.

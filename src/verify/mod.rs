@@ -13,6 +13,7 @@
 //! | `replay` | a user's history in the order of acceptance, in pieces that can be replayed by themselves |
 //! | `block` | the moments of a piece, and their extremes after each operation |
 //! | `derived` | checkpoints and the row of `balance` |
+//! | `log` | operations logs, against themselves and against the history |
 //! | `finding` | what can be wrong, in words |
 //! | `tally` | counts, and who is told |
 
@@ -20,15 +21,21 @@ mod block;
 mod derived;
 mod finding;
 mod ledger;
+mod log;
 mod replay;
 mod tally;
 
+use std::path::PathBuf;
+use std::time::Instant;
+
 use crate::config::DatabaseConfig;
-use crate::store::{Snapshot, SnapshotError};
+use crate::store::{Snapshot, SnapshotError, StoredOperation};
 
 pub use finding::{Finding, LinePlace, Violation};
+pub use log::{CHANGE_OUTCOMES, COMMON_OUTCOMES, LogError};
 pub use tally::{MOST_FINDINGS, MOST_FINDINGS_OF_A_KIND, Observer, Progress, Stage, Summary};
 
+use log::{Comparison, Logs};
 use tally::Tally;
 
 /// Most operations of one user that are held at once: 32 bytes each, and about 100 for the tree over their moments.
@@ -40,6 +47,9 @@ pub enum VerifyError {
     /// PostgreSQL.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// The operations logs.
+    #[error(transparent)]
+    Log(#[from] LogError),
 }
 
 /// How the ledger is checked.
@@ -51,20 +61,36 @@ pub struct Bounds {
     pub held: usize,
 }
 
-/// Checks the ledger as it is now.
+/// Checks the ledger as it is now, and against it the operations logs that are given, rotated ones included.
 ///
 /// # Errors
 ///
-/// [`VerifyError`] if it cannot be read to its end.
+/// [`VerifyError`] if something cannot be read to its end.
 pub async fn verify(
     database: &DatabaseConfig,
     bounds: Bounds,
+    operations_logs: &[PathBuf],
     observer: &mut dyn Observer,
 ) -> Result<Summary, VerifyError> {
     let mut tally = Tally::new(observer);
+    // First the lengths of the files, then the snapshot: what is logged by now is stored by then.
+    let mut logs = Logs::open(operations_logs)?;
     let snapshot = Snapshot::take(database).await?;
+    let taken = Instant::now();
+    logs.read(&mut tally).await?;
     let estimate = snapshot.operations_estimated().await?;
     tally.begin(Stage::Ledger, (estimate > 0).then_some(estimate));
-    ledger::check(&snapshot, bounds, &mut tally, false, &mut |_| Ok(())).await?;
+    if logs.is_empty() {
+        ledger::check(&snapshot, bounds, &mut tally, false, &mut |_| Ok(())).await?;
+    } else {
+        let mut row = |operation: &StoredOperation<'_>| Ok(logs.row(operation)?);
+        ledger::check(&snapshot, bounds, &mut tally, true, &mut row).await?;
+        let mut comparison = Comparison {
+            logs: &mut logs,
+            snapshot: &snapshot,
+            tally: &mut tally,
+        };
+        comparison.run(taken).await?;
+    }
     Ok(tally.summary)
 }

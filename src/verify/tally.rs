@@ -13,6 +13,9 @@ pub const MOST_FINDINGS: u64 = 100;
 /// makes all that comes after it wrong.
 pub const MOST_FINDINGS_OF_A_KIND: u64 = 5;
 
+/// Most findings of one kind that are told of operations logs.
+const MOST_OF_A_KIND_IN_LOGS: u64 = 20;
+
 /// How often progress is told, in operations or lines.
 const PROGRESS_EVERY: u64 = 4_096;
 
@@ -57,6 +60,8 @@ pub struct Summary {
     pub checkpoints: u64,
     /// Lines of operations logs.
     pub lines: u64,
+    /// Operations of instances that no line is by.
+    pub not_compared: u64,
     /// All that is wrong.
     pub findings: u64,
     /// How much of it was told one by one.
@@ -66,7 +71,8 @@ pub struct Summary {
 pub(super) struct Tally<'a> {
     pub(super) summary: Summary,
     pub(super) progress: Progress,
-    told_of_user: HashMap<Discriminant<Violation>, u64>,
+    /// So many of each kind, of the user or the stage.
+    told: HashMap<Discriminant<Violation>, u64>,
     observer: &'a mut dyn Observer,
 }
 
@@ -79,13 +85,14 @@ impl<'a> Tally<'a> {
                 done: 0,
                 of: None,
             },
-            told_of_user: HashMap::new(),
+            told: HashMap::new(),
             observer,
         }
     }
 
     pub(super) fn begin(&mut self, stage: Stage, of: Option<u64>) {
         self.progress = Progress { stage, done: 0, of };
+        self.told.clear();
         self.observer.progress(self.progress);
     }
 
@@ -99,11 +106,16 @@ impl<'a> Tally<'a> {
 
     pub(super) fn user(&mut self) {
         self.summary.users += 1;
-        self.told_of_user.clear();
+        self.told.clear();
     }
 
     pub(super) fn operation(&mut self) {
         self.summary.operations += 1;
+        self.step();
+    }
+
+    pub(super) fn line(&mut self) {
+        self.summary.lines += 1;
         self.step();
     }
 
@@ -113,18 +125,31 @@ impl<'a> Tally<'a> {
 
     /// Something is wrong with the rows of the user who is checked.
     pub(super) fn found(&mut self, user_id: &str, at: Option<StoredMoment>, violation: Violation) {
-        let told = self.told_of_user.entry(discriminant(&violation)).or_default();
-        if *told == MOST_FINDINGS_OF_A_KIND {
-            self.summary.findings += 1;
+        if !self.admits(&violation, MOST_FINDINGS_OF_A_KIND) {
             return;
         }
-        *told += 1;
         self.tell(&Finding {
             user_id: Some(user_id.to_owned()),
             at,
             line: None,
             violation,
         });
+    }
+
+    /// Whether a finding about a log is to be told. It is counted in any case.
+    pub(super) fn admits_of_log(&mut self, violation: &Violation) -> bool {
+        self.admits(violation, MOST_OF_A_KIND_IN_LOGS)
+    }
+
+    fn admits(&mut self, violation: &Violation, most: u64) -> bool {
+        let told = self.told.entry(discriminant(violation)).or_default();
+        let admitted = *told < most && self.summary.told < MOST_FINDINGS;
+        if admitted {
+            *told += 1;
+        } else {
+            self.summary.findings += 1;
+        }
+        admitted
     }
 
     /// Something is wrong, whoever's it is.

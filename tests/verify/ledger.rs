@@ -36,7 +36,7 @@ async fn verify_holding(database: &Database, held: usize) -> (Summary, Vec<Findi
         held,
     };
     let mut heard = Heard::default();
-    let summary = balance::verify::verify(&config, bounds, &mut heard).await.unwrap();
+    let summary = balance::verify::verify(&config, bounds, &[], &mut heard).await.unwrap();
     (summary, heard.0)
 }
 

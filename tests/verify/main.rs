@@ -4,8 +4,11 @@
 mod support;
 
 mod ledger;
+mod log;
 
-use tokio::process::Command;
+use std::process::Stdio;
+
+use tokio::process::{Child, Command};
 
 use support::client::{ServiceClient, change};
 use support::postgres::Database;
@@ -39,16 +42,30 @@ impl Verified {
     }
 }
 
-async fn verify(database: &Database, arguments: &[&str]) -> Verified {
+/// Starts the command.
+fn start(database: &Database, arguments: &[&str]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_balance"));
     command.arg("verify").args(arguments).env_clear();
-    let output = command.env("DATABASE_URL", &database.url).output().await.unwrap();
+    command.env("DATABASE_URL", &database.url).kill_on_drop(true);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+async fn ended(process: Child) -> Verified {
+    let output = process.wait_with_output().await.unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     Verified {
         code: output.status.code(),
         lines: text(output.stdout).lines().map(str::to_owned).collect(),
         said: text(output.stderr),
     }
+}
+
+async fn verify(database: &Database, arguments: &[&str]) -> Verified {
+    ended(start(database, arguments)).await
 }
 
 /// The moment so many seconds after noon, as it is shown.

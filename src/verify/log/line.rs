@@ -1,0 +1,182 @@
+//! One line, held against the contract by itself.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use uuid::Uuid;
+
+use super::super::finding::Violation;
+use crate::domain::{Context, Timestamp, UserId};
+use crate::store::StoredMoment;
+
+/// Outcomes of changes only, beside `accepted`.
+pub const CHANGE_OUTCOMES: [&str; 6] = [
+    "replayed",
+    "approver_denied",
+    "insufficient_funds",
+    "balance_limit",
+    "idempotency_key_reused",
+    "outcome_unknown",
+];
+
+/// Outcomes of every operation, beside `accepted`.
+pub const COMMON_OUTCOMES: [&str; 6] = [
+    "database_unavailable",
+    "approver_unavailable",
+    "too_many_conflicts",
+    "operations_log_unavailable",
+    "overloaded",
+    "internal_error",
+];
+
+/// The fields of the contract, and no others.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Line<'a> {
+    #[serde(borrow)]
+    at: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(super) instance: Cow<'a, str>,
+    #[serde(borrow)]
+    operation: Cow<'a, str>,
+    #[serde(borrow)]
+    outcome: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(super) user_id: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(super) timestamp: Cow<'a, str>,
+    operation_id: Option<Uuid>,
+    pub(super) balance_change: Option<i64>,
+    pub(super) context: Option<Cow<'a, str>>,
+    pub(super) balance: Option<i64>,
+    recovered: Option<bool>,
+}
+
+/// What a line says of an operation of the ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Says {
+    /// It was accepted.
+    Accepted,
+    /// It may have been.
+    Unknown,
+    /// It had been accepted before.
+    Replayed,
+}
+
+/// What a good line tells of the ledger.
+pub(super) struct Told {
+    pub(super) says: Says,
+    pub(super) id: Uuid,
+    pub(super) timestamp: StoredMoment,
+}
+
+/// What was expected of a line, and what was found.
+fn wrong(expected: &'static str, found: impl Into<String>) -> Violation {
+    Violation::Line {
+        expected,
+        found: found.into(),
+    }
+}
+
+fn presence(name: &str, is_there: bool) -> String {
+    let word = if is_there { "one" } else { "none" };
+    format!("{name}: {word}")
+}
+
+impl<'a> Line<'a> {
+    /// Reads a line.
+    pub(super) fn parse(bytes: &'a [u8]) -> Result<Self, Violation> {
+        const EXPECTED: &str = "a whole line of JSON with the fields of the contract";
+        let shown = || {
+            let text = String::from_utf8_lossy(bytes);
+            text.chars().take(80).collect::<String>()
+        };
+        serde_json::from_slice(bytes).map_err(|error| wrong(EXPECTED, format!("{:?} ({error})", shown())))
+    }
+
+    /// Looks at each field by itself and at which are there; what the line tells of the ledger, if anything.
+    pub(super) fn check(&self) -> Result<Option<Told>, Violation> {
+        let quoted = |text: &str| format!("{text:?}");
+        Timestamp::parse(&self.at).map_err(|_| wrong("at: a moment in RFC 3339", quoted(&self.at)))?;
+        let timestamp = Timestamp::parse(&self.timestamp)
+            .map_err(|_| wrong("timestamp: a moment in RFC 3339", quoted(&self.timestamp)))?;
+        if self.instance.is_empty() {
+            return Err(wrong("instance: a name", "none"));
+        }
+        if UserId::new(self.user_id.as_ref()).is_err() {
+            return Err(wrong("userId: 1 to 256 characters", quoted(&self.user_id)));
+        }
+        let is_change = match self.operation.as_ref() {
+            "changeBalance" => true,
+            "getBalance" | "getHistory" => false,
+            other => {
+                return Err(wrong(
+                    "operation: changeBalance, getBalance or getHistory",
+                    quoted(other),
+                ));
+            }
+        };
+        let outcome = self.outcome.as_ref();
+        let is_known = outcome == "accepted"
+            || COMMON_OUTCOMES.contains(&outcome)
+            || (is_change && CHANGE_OUTCOMES.contains(&outcome));
+        if !is_known {
+            return Err(wrong(
+                "outcome: accepted, replayed or a code of the operation",
+                quoted(outcome),
+            ));
+        }
+        self.check_presence(is_change)?;
+        let says = match outcome {
+            "accepted" => Says::Accepted,
+            "outcome_unknown" => Says::Unknown,
+            "replayed" => Says::Replayed,
+            _ => return Ok(None),
+        };
+        Ok(self.operation_id.map(|id| Told {
+            says,
+            id,
+            timestamp: StoredMoment(timestamp.unix_microseconds()),
+        }))
+    }
+
+    /// Each field is there where it applies, and nowhere else.
+    fn check_presence(&self, is_change: bool) -> Result<(), Violation> {
+        let outcome = self.outcome.as_ref();
+        let is_done = matches!(outcome, "accepted" | "replayed");
+        let has_balance = is_done && self.operation != "getHistory";
+        let has_id = is_change && (is_done || outcome == "outcome_unknown");
+        for (name, is_there, belongs) in [
+            ("balanceChange", self.balance_change.is_some(), is_change),
+            ("context", self.context.is_some(), is_change),
+            ("operationId", self.operation_id.is_some(), has_id),
+            ("balance", self.balance.is_some(), has_balance),
+        ] {
+            match (is_there, belongs) {
+                (false, true) => return Err(wrong("a field that belongs to this outcome", presence(name, is_there))),
+                (true, false) => {
+                    return Err(wrong(
+                        "no field that does not belong to this outcome",
+                        presence(name, is_there),
+                    ));
+                }
+                (true, true) | (false, false) => {}
+            }
+        }
+        if self
+            .context
+            .as_deref()
+            .is_some_and(|context| Context::new(context).is_err())
+        {
+            return Err(wrong("context: at most 4096 characters", "more"));
+        }
+        match self.recovered {
+            None => Ok(()),
+            Some(true) if is_change && outcome == "accepted" => Ok(()),
+            Some(value) => Err(wrong(
+                "recovered: true, of an accepted change, or nothing",
+                value.to_string(),
+            )),
+        }
+    }
+}
