@@ -140,6 +140,7 @@ pub fn change_record<'a>(operation: &'a Operation, answer: &Answer) -> Record<'a
         outcome: match answer {
             Ok(recorded) if recorded.replayed => Outcome::Replayed,
             Ok(_) => Outcome::Accepted,
+            Err(ChangeError::OutcomeUnknown) => Outcome::Unknown,
             Err(error) => Outcome::Problem(error.code()),
         },
         user_id: &operation.user_id,

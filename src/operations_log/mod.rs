@@ -6,8 +6,8 @@
 //!   with [`SyncPolicy::Always`] only when the line is on the disk. So `kill -9` loses no line of an answered operation.
 //! - It fails closed: while lines cannot be written, [`OperationsLog::reserve`] refuses and [`OperationsLog::health`]
 //!   says why; the writer tries by itself and recovers.
-//! - The line of a committed change is never given up: if it cannot be written now, it is written first when it can be,
-//!   marked `"recovered": true`.
+//! - The line of a change that is committed, or may be, is never given up: if it cannot be written now, it is written
+//!   first when it can be, marked `"recovered": true`.
 //! - Every line is whole and one of a kind: a torn one, left by a crash or a full disk, is cut off or closed, never
 //!   glued to the next.
 //!
@@ -218,9 +218,9 @@ impl Slot {
     ///
     /// # Errors
     ///
-    /// [`LogUnavailable`]: the operation must not be answered as the record says. If the record tells of an accepted
-    /// change, its line is kept and written later, marked `"recovered": true`; otherwise there is no such line, unless
-    /// the file had taken it whole, then failed, and cannot be cut (a pipe, an append-only file).
+    /// [`LogUnavailable`]: the operation must not be answered as the record says. If the record tells of a change
+    /// that is or may be stored, its line is kept and written later, marked `"recovered": true`; otherwise there is no
+    /// such line, unless the file had taken it whole, then failed, and cannot be cut (a pipe, an append-only file).
     pub async fn write(self, record: &Record<'_>) -> Result<(), LogUnavailable> {
         let mut lines = Lines::now();
         lines.push(self, record);
@@ -257,7 +257,7 @@ impl Lines {
     /// Adds the line of an operation, which takes its slot.
     pub fn push(&mut self, slot: Slot, record: &Record<'_>) {
         let bytes = record.to_line(&self.at, &slot.shared.instance);
-        let keep = match record.is_committed_change() {
+        let keep = match record.may_be_committed() {
             true => Keep::Committed(record.operation_id),
             false => Keep::No,
         };

@@ -50,6 +50,8 @@ pub enum Outcome {
     Accepted,
     /// It had been done before under the same idempotency key; the first answer was given again.
     Replayed,
+    /// It may have been done or may still be: the problem `outcome_unknown`.
+    Unknown,
     /// It was refused; the problem's `code`.
     Problem(&'static str),
 }
@@ -59,15 +61,19 @@ impl Serialize for Outcome {
         serializer.serialize_str(match self {
             Self::Accepted => "accepted",
             Self::Replayed => "replayed",
+            Self::Unknown => "outcome_unknown",
             Self::Problem(code) => code,
         })
     }
 }
 
 impl Record<'_> {
-    /// Whether the line tells of a change that is in the database. Such a line is never given up.
-    pub(super) fn is_committed_change(&self) -> bool {
-        self.operation == OperationName::ChangeBalance && self.outcome == Outcome::Accepted
+    /// Whether the line tells of a change that is in the database, or may be. Such a line is never given up.
+    pub(super) fn may_be_committed(&self) -> bool {
+        match self.outcome {
+            Outcome::Accepted | Outcome::Unknown => self.operation == OperationName::ChangeBalance,
+            Outcome::Replayed | Outcome::Problem(_) => false,
+        }
     }
 
     /// The record as one line of JSON, its line break included, answered at `at` (RFC 3339) by `instance`.
