@@ -12,12 +12,12 @@ use crate::causes::causes;
 use crate::domain::{Changes, Entry, OperationId, UserId};
 use crate::metrics::{BatchKind, Metrics};
 use crate::store::{
-    CommitError, CommitOutcome, Commitment, Group, GroupCommit, Reach, Store, StoreError, UserState, repeat_read,
+    CommitError, CommitOutcome, Commitment, Group, GroupCommit, LedgerStore, Reach, StoreError, UserState, repeat_read,
 };
 
 /// What an attempt needs.
-pub(super) struct Recorder {
-    store: Arc<Store>,
+pub(super) struct Recorder<S> {
+    store: Arc<S>,
     metrics: Arc<Metrics>,
     /// Kept with every operation.
     instance: String,
@@ -189,8 +189,8 @@ impl Judged {
     }
 }
 
-impl Recorder {
-    pub(super) fn new(store: Arc<Store>, metrics: Arc<Metrics>, instance: String) -> Self {
+impl<S: LedgerStore> Recorder<S> {
+    pub(super) fn new(store: Arc<S>, metrics: Arc<Metrics>, instance: String) -> Self {
         Self {
             store,
             metrics,

@@ -13,7 +13,7 @@ use crate::config::LedgerConfig;
 use crate::domain::{Timestamp, UserId};
 use crate::metrics::{BatchKind, Metrics};
 use crate::operations_log::{Lines, OperationName, Outcome, Record, Written};
-use crate::store::{Store, repeat_read};
+use crate::store::{LedgerStore, repeat_read};
 
 /// The most balances of one statement: more than are asked for at once in any but the greatest rush, and few enough for a
 /// statement to end in a few milliseconds.
@@ -33,15 +33,15 @@ pub(super) struct Balances {
 }
 
 /// A task that answers questions, a statement at a time. Whichever is free takes all that wait.
-struct Reader {
+struct Reader<S> {
     asked: Arc<Mutex<mpsc::Receiver<Question>>>,
-    store: Arc<Store>,
+    store: Arc<S>,
     metrics: Arc<Metrics>,
 }
 
 impl Balances {
     /// Starts the tasks that answer questions; they end when this is dropped.
-    pub(super) fn start(store: &Arc<Store>, metrics: &Arc<Metrics>, config: LedgerConfig) -> Self {
+    pub(super) fn start<S: LedgerStore>(store: &Arc<S>, metrics: &Arc<Metrics>, config: LedgerConfig) -> Self {
         // Each question holds one of the places of operations under way, so the queue is never full.
         let (questions, asked) = mpsc::channel(config.operations_in_flight);
         let asked = Arc::new(Mutex::new(asked));
@@ -72,7 +72,7 @@ impl Balances {
     }
 }
 
-impl Reader {
+impl<S: LedgerStore> Reader<S> {
     async fn run(self) {
         let mut before = 0;
         loop {
@@ -95,12 +95,12 @@ impl Reader {
         let (in_time, late): (Vec<_>, Vec<_>) =
             together.into_iter().partition(|question| question.place.deadline > now);
         answer(late, Err(Unavailable::Overloaded)).await;
-        let balances = read(&in_time, &self.store).await;
+        let balances = read(&in_time, &*self.store).await;
         answer(in_time, balances).await;
     }
 }
 
-async fn read(questions: &[Question], store: &Store) -> Result<Vec<i64>, Unavailable> {
+async fn read(questions: &[Question], store: &impl LedgerStore) -> Result<Vec<i64>, Unavailable> {
     let Some(first) = questions.iter().map(|question| question.place.deadline).min() else {
         return Ok(Vec::new());
     };

@@ -17,7 +17,7 @@ use super::turns::Turns;
 use super::{Unavailable, take_waiting};
 use crate::config::LedgerConfig;
 use crate::domain::UserId;
-use crate::store::Reach;
+use crate::store::{LedgerStore, Reach};
 
 /// The most changes that are taken into one batch.
 const MAX_TOGETHER: usize = 1_024;
@@ -28,8 +28,8 @@ const REACH: Reach = Reach::Checkpoints(64);
 /// The ways into the store.
 pub(super) struct Lanes(Vec<mpsc::Sender<Pending>>);
 
-struct Lane {
-    recorder: Arc<Recorder>,
+struct Lane<S> {
+    recorder: Arc<Recorder<S>>,
     /// The turns of this lane's users.
     turns: Turns,
     /// The most users of one statement.
@@ -38,7 +38,7 @@ struct Lane {
 
 impl Lanes {
     /// Starts the tasks; they end when this is dropped.
-    pub(super) fn start(recorder: &Arc<Recorder>, config: LedgerConfig) -> Self {
+    pub(super) fn start<S: LedgerStore>(recorder: &Arc<Recorder<S>>, config: LedgerConfig) -> Self {
         let lanes = (0..config.commit_lanes).map(|_| {
             // Each change holds one of the places of operations under way, so the queue is never full.
             let (arrivals, arrived) = mpsc::channel(config.operations_in_flight);
@@ -67,7 +67,7 @@ impl Lanes {
     }
 }
 
-impl Lane {
+impl<S: LedgerStore> Lane<S> {
     async fn run(self, mut arrived: mpsc::Receiver<Pending>) {
         let mut before = 0;
         while let Some(together) = take_waiting(&mut arrived, MAX_TOGETHER, before).await {

@@ -21,6 +21,8 @@ mod balances;
 mod contention;
 mod error;
 mod lanes;
+#[cfg(test)]
+mod tests;
 mod turns;
 
 use std::collections::HashMap;
@@ -34,7 +36,7 @@ use crate::config::LedgerConfig;
 use crate::domain::{Entry, IdempotencyKey, Operation, OperationId, Timeline, Timestamp, UserId};
 use crate::metrics::Metrics;
 use crate::operations_log::{OperationsLog, Slot};
-use crate::store::{EarlierOperation, Group, Reach, Store, repeat_read};
+use crate::store::{EarlierOperation, Group, LedgerStore, Reach, Store, repeat_read};
 use answers::Pending;
 use attempt::Recorder;
 use balances::Balances;
@@ -89,17 +91,17 @@ pub struct Recorded {
 pub type Answer = Result<Recorded, ChangeError>;
 
 /// The way into the store and out of it.
-pub struct Ledger {
-    store: Arc<Store>,
+pub struct Ledger<S = Store> {
+    store: Arc<S>,
     log: OperationsLog,
     lanes: Lanes,
     balances: Balances,
 }
 
-impl Ledger {
+impl<S: LedgerStore> Ledger<S> {
     /// A ledger on this store; `instance` is kept with every operation. Must be called within the runtime.
     pub fn new(
-        store: Arc<Store>,
+        store: Arc<S>,
         log: OperationsLog,
         metrics: Arc<Metrics>,
         instance: String,

@@ -13,7 +13,7 @@ use super::answers::{Answers, Pending};
 use super::attempt::{Recorder, UserChanges};
 use crate::domain::UserId;
 use crate::retry::Pauses;
-use crate::store::Reach;
+use crate::store::{LedgerStore, Reach};
 
 /// The most changes of one user that are committed together.
 const MAX_TOGETHER: usize = 256;
@@ -103,7 +103,7 @@ impl Drop for Turn {
     }
 }
 
-impl Recorder {
+impl<S: LedgerStore> Recorder<S> {
     /// Works on a user's changes until none is left.
     pub(super) async fn work(&self, mut turn: Turn) {
         let mut group = [UserChanges::new(turn.user_id.clone())];

@@ -35,7 +35,7 @@ mod health;
 mod record;
 mod recovery_mark;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod trail;
 mod writer;
 

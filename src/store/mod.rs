@@ -9,7 +9,10 @@ mod commit;
 mod connections;
 mod conversion;
 mod error;
+#[cfg(test)]
+pub(crate) mod fake;
 mod group;
+mod ledger_store;
 mod migrations;
 mod reads;
 mod recovery;
@@ -21,6 +24,7 @@ mod statement;
 pub use commit::{CommitOutcome, Commitment, GroupCommit};
 pub use error::{CommitError, StoreError, repeat_read};
 pub use group::{Group, Reach};
+pub use ledger_store::LedgerStore;
 pub use migrations::{MigrationError, migrate};
 pub use reads::{HistoryEntry, HistoryOrder, HistoryQuery, Place, StoreReadiness};
 pub use recovery::{CLOCKS_APART, StoredByQuery, StoredChange, StoredChanges};

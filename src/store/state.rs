@@ -161,9 +161,9 @@ pub struct UserState {
     /// What was accepted under the idempotency keys before.
     pub earlier: HashMap<String, EarlierOperation>,
     /// Where the last checkpoint stands, or the end of a single operation's segment, if operations may lie at or before it.
-    closed_until: Option<Timestamp>,
+    pub(super) closed_until: Option<Timestamp>,
     /// The one operation that may lie at or before it; none if that is out of reach.
-    deep: Option<OperationId>,
+    pub(super) deep: Option<OperationId>,
 }
 
 /// An operation that was accepted under an idempotency key.

@@ -6,11 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use nix::errno::Errno;
 
+use crate::config::SyncPolicy;
+use crate::operations_log::OperationsLog;
+use crate::operations_log::appender::Appender;
 use crate::operations_log::file::{Condition, LogFile, OpenError, Opened, Storage};
 
 /// One disk with one log's place on it. Clones are the same disk.
 #[derive(Clone, Default)]
-pub(super) struct Disk(Arc<Mutex<State>>);
+pub(crate) struct Disk(Arc<Mutex<State>>);
 
 #[derive(Default)]
 pub(super) struct State {
@@ -38,12 +41,25 @@ pub(super) struct Content {
     stream: bool,
 }
 
-pub(super) struct DiskFile {
+pub(crate) struct DiskFile {
     disk: Disk,
     index: usize,
 }
 
 impl Disk {
+    /// A log on this disk; its writer is a task of this runtime.
+    pub(crate) fn log(&self, sync: SyncPolicy, instance: &str) -> OperationsLog {
+        let appender = Appender::new(self.clone(), self.open().unwrap(), sync);
+        let (log, writer) = OperationsLog::with_writer(appender, sync, instance);
+        tokio::spawn(writer.run());
+        log
+    }
+
+    /// From now on the disk takes only so many bytes.
+    pub(crate) fn fill_up_after(&self, bytes: usize) {
+        self.state().room = Some(bytes);
+    }
+
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap()
     }
@@ -79,7 +95,7 @@ impl Disk {
         }
     }
 
-    pub(super) fn mend(&self) {
+    pub(crate) fn mend(&self) {
         let mut state = self.state();
         state.room = None;
         state.at_most = None;
@@ -91,7 +107,7 @@ impl Disk {
 
     /// All that was ever written, file after file; or only what is on the disk for certain. A file that was left in
     /// the middle of a line ends there: readers of several files do not glue them either.
-    pub(super) fn text(&self, synced_only: bool) -> String {
+    pub(crate) fn text(&self, synced_only: bool) -> String {
         let mut text = String::new();
         for file in &self.state().files {
             let end = if synced_only { file.synced } else { file.bytes.len() };

@@ -1,7 +1,7 @@
 //! The log as its users meet it: on real files, and on a disk that fails at any byte.
 
 mod any_failure;
-mod disk;
+pub(crate) mod disk;
 mod real_files;
 mod trail;
 
