@@ -4,7 +4,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, join_all};
 use nix::errno::Errno;
 use proptest::prelude::*;
 use tokio::time::sleep;
@@ -13,43 +14,89 @@ use super::disk::Disk;
 use super::*;
 use crate::config::SyncPolicy;
 
+/// What an operation's line tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Accepted,
+    Unknown,
+    Refused,
+}
+
+/// Lines that are written together, or a line of a change that was committed long ago.
+#[derive(Clone, Debug)]
+enum Job {
+    Lines(Vec<Kind>),
+    Recovered,
+}
+
 /// What happens to the log or to its disk, one after another.
 #[derive(Clone, Debug)]
 enum Event {
-    /// Operations that are answered at once; `true` for a committed change.
-    Operations(Vec<bool>),
+    /// Operations that are answered at once; what happens meanwhile happens before any of their lines is written.
+    Operations {
+        jobs: Vec<Job>,
+        meanwhile: Vec<Trouble>,
+    },
+    Trouble(Trouble),
+    Milliseconds(u64),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Trouble {
     /// The disk has room for so many bytes more.
     Room(usize),
     /// A write takes at most so many bytes.
     ShortWrites(usize),
+    /// So many writes are interrupted by a signal.
+    Interrupted(u32),
+    /// A write takes nothing and says so.
+    NothingTaken,
     SyncFails,
     TruncateFails,
+    /// Nothing can be learnt of the file.
+    ConditionFails,
     OpenFails,
     WritesFail(Errno),
     Mended,
     RenamedAndHungUp,
     Unlinked,
-    Milliseconds(u64),
 }
 
-fn event(truncate_may_fail: bool) -> impl Strategy<Value = Event> {
+fn jobs() -> impl Strategy<Value = Vec<Job>> {
+    let kind = prop::sample::select(vec![Kind::Accepted, Kind::Accepted, Kind::Unknown, Kind::Refused]);
+    let job = prop_oneof![
+        6 => prop::collection::vec(kind, 1..6).prop_map(Job::Lines),
+        1 => Just(Job::Recovered),
+    ];
+    prop::collection::vec(job, 1..5)
+}
+
+fn trouble(may_stay: bool) -> impl Strategy<Value = Trouble> {
     prop_oneof![
-        8 => prop::collection::vec(any::<bool>(), 1..12).prop_map(Event::Operations),
-        3 => (0usize..4_000).prop_map(Event::Room),
-        1 => (1usize..300).prop_map(Event::ShortWrites),
-        1 => Just(Event::SyncFails),
-        1 => Just(if truncate_may_fail { Event::TruncateFails } else { Event::SyncFails }),
-        1 => Just(Event::OpenFails),
-        1 => prop::sample::select(vec![Errno::EIO, Errno::ENOSPC, Errno::EPIPE]).prop_map(Event::WritesFail),
-        2 => Just(Event::Mended),
-        1 => Just(Event::RenamedAndHungUp),
-        1 => Just(Event::Unlinked),
-        3 => (1u64..1_500).prop_map(Event::Milliseconds),
+        3 => (0usize..4_000).prop_map(Trouble::Room),
+        1 => (1usize..300).prop_map(Trouble::ShortWrites),
+        1 => (1u32..4).prop_map(Trouble::Interrupted),
+        1 => Just(Trouble::NothingTaken),
+        1 => Just(Trouble::SyncFails),
+        1 => Just(if may_stay { Trouble::TruncateFails } else { Trouble::SyncFails }),
+        1 => Just(if may_stay { Trouble::ConditionFails } else { Trouble::OpenFails }),
+        1 => Just(Trouble::OpenFails),
+        1 => prop::sample::select(vec![Errno::EIO, Errno::ENOSPC, Errno::EPIPE]).prop_map(Trouble::WritesFail),
+        2 => Just(Trouble::Mended),
+        1 => Just(Trouble::RenamedAndHungUp),
+        1 => Just(Trouble::Unlinked),
     ]
 }
 
-fn events(truncate_may_fail: bool) -> impl Strategy<Value = Vec<Event>> {
-    prop::collection::vec(event(truncate_may_fail), 1..25)
+/// `may_stay`: what was written in part may stay on the file, since it cannot be cut off.
+fn events(may_stay: bool) -> impl Strategy<Value = Vec<Event>> {
+    let operations = (jobs(), prop::collection::vec(trouble(may_stay), 0..3));
+    let event = prop_oneof![
+        8 => operations.prop_map(|(jobs, meanwhile)| Event::Operations { jobs, meanwhile }),
+        10 => trouble(may_stay).prop_map(Event::Trouble),
+        3 => (1u64..1_500).prop_map(Event::Milliseconds),
+    ];
+    prop::collection::vec(event, 1..25)
 }
 
 fn policy() -> impl Strategy<Value = SyncPolicy> {
@@ -59,8 +106,11 @@ fn policy() -> impl Strategy<Value = SyncPolicy> {
 /// One operation, as its client saw it.
 struct Answered {
     number: u128,
-    committed: bool,
-    /// Refused before it was carried out.
+    /// Its line is never given up.
+    kept: bool,
+    /// It was committed long ago, and its line says so from the first.
+    recovered: bool,
+    /// Not refused before it was carried out.
     reserved: bool,
     result: Result<(), LogUnavailable>,
 }
@@ -74,47 +124,42 @@ struct Run {
 
 impl Run {
     async fn happen(&mut self, event: Event) {
-        let disk = &self.disk;
         match event {
-            Event::Operations(kinds) => self.operate(kinds).await,
-            Event::Room(bytes) => disk.state().room = Some(bytes),
-            Event::ShortWrites(bytes) => disk.state().at_most = Some(bytes),
-            Event::SyncFails => disk.state().sync_fails = true,
-            Event::TruncateFails => disk.state().truncate_fails = true,
-            Event::OpenFails => disk.state().open_fails = true,
-            Event::WritesFail(errno) => disk.state().broken = Some(errno),
-            Event::Mended => disk.mend(),
-            Event::RenamedAndHungUp => {
-                disk.rename();
-                self.log.reopen();
-            }
-            Event::Unlinked => disk.unlink(),
+            Event::Operations { jobs, meanwhile } => self.operate(jobs, meanwhile).await,
+            Event::Trouble(trouble) => self.trouble(trouble),
             Event::Milliseconds(milliseconds) => sleep(Duration::from_millis(milliseconds)).await,
         }
     }
 
-    async fn operate(&mut self, kinds: Vec<bool>) {
-        let first = self.answered.len() as u128;
-        let operations = kinds.into_iter().zip(first..).map(|(committed, number)| {
-            let slot = self.log.reserve();
-            async move {
-                let told = Told::new(number, committed);
-                let reserved = slot.is_ok();
-                let result = match slot {
-                    Ok(slot) => slot.write(&told.record()).await,
-                    Err(unavailable) => Err(unavailable),
-                };
-                Answered {
-                    number,
-                    committed,
-                    reserved,
-                    result,
-                }
+    fn trouble(&self, trouble: Trouble) {
+        let disk = &self.disk;
+        match trouble {
+            Trouble::Room(bytes) => disk.state().room = Some(bytes),
+            Trouble::ShortWrites(bytes) => disk.state().at_most = Some(bytes),
+            Trouble::Interrupted(times) => disk.state().interruptions = times,
+            Trouble::NothingTaken => disk.state().at_most = Some(0),
+            Trouble::SyncFails => disk.state().sync_fails = true,
+            Trouble::TruncateFails => disk.state().truncate_fails = true,
+            Trouble::ConditionFails => disk.state().condition_fails = true,
+            Trouble::OpenFails => disk.state().open_fails = true,
+            Trouble::WritesFail(errno) => disk.state().broken = Some(errno),
+            Trouble::Mended => disk.mend(),
+            Trouble::RenamedAndHungUp => {
+                disk.rename();
+                self.log.reopen();
             }
-        });
-        let answered = join_all(operations).await;
+            Trouble::Unlinked => disk.unlink(),
+        }
+    }
+
+    async fn operate(&mut self, jobs: Vec<Job>, meanwhile: Vec<Trouble>) {
+        let mut numbers = self.answered.len() as u128..;
+        let jobs: Vec<_> = jobs.into_iter().map(|job| self.begin(job, &mut numbers)).collect();
+        meanwhile.into_iter().for_each(|trouble| self.trouble(trouble));
+        let answered: Vec<Answered> = join_all(jobs).await.into_iter().flatten().collect();
         let text = self.disk.text(self.policy == SyncPolicy::Always);
         let on_file: Vec<u128> = text.lines().filter_map(told).map(|(number, _)| number).collect();
+        // Whoever was answered before the file was removed has had the line.
         for answer in &answered {
             assert!(
                 answer.result.is_err() || on_file.contains(&answer.number),
@@ -122,6 +167,56 @@ impl Run {
             );
         }
         self.answered.extend(answered);
+    }
+
+    /// Hands lines over at once; what is returned tells what became of them.
+    fn begin(&self, job: Job, numbers: &mut impl Iterator<Item = u128>) -> BoxFuture<'static, Vec<Answered>> {
+        let mut answered = Vec::new();
+        let mut lines = Lines::now();
+        let mut slots = Vec::new();
+        let (kinds, recovered) = match job {
+            Job::Lines(kinds) => (kinds, false),
+            Job::Recovered => (vec![Kind::Accepted], true),
+        };
+        for (kind, number) in kinds.into_iter().zip(numbers) {
+            let slot = self.log.reserve();
+            answered.push(Answered {
+                number,
+                kept: kind != Kind::Refused,
+                recovered,
+                reserved: slot.is_ok(),
+                result: slot.as_ref().map(|_| ()).map_err(|unavailable| *unavailable),
+            });
+            let outcome = match kind {
+                Kind::Accepted => Outcome::Accepted,
+                Kind::Unknown => Outcome::Unknown,
+                Kind::Refused => Outcome::Problem("insufficient_funds"),
+            };
+            let told = Told {
+                outcome,
+                ..Told::new(number, true)
+            };
+            match slot {
+                Ok(slot) if recovered => slots.push((slot, told)),
+                Ok(slot) => lines.push(slot, &told.record()),
+                Err(_) => {}
+            }
+        }
+        let writing = lines.write();
+        async move {
+            for (slot, told) in slots {
+                answered[0].result = write_recovered(slot, &told).await;
+            }
+            if !recovered {
+                let written = writing.await;
+                let reserved = answered.iter_mut().filter(|answer| answer.reserved);
+                reserved
+                    .enumerate()
+                    .for_each(|(index, answer)| answer.result = written.line(index));
+            }
+            answered
+        }
+        .boxed()
     }
 }
 
@@ -148,7 +243,8 @@ fn run(disk: Disk, policy: SyncPolicy, events: Vec<Event>) -> Run {
         run.disk.mend();
         sleep(Duration::from_secs(2)).await;
         assert_eq!(run.log.health(), Ok(()), "it recovers by itself");
-        run.operate(vec![true, false]).await;
+        run.operate(vec![Job::Lines(vec![Kind::Accepted, Kind::Refused])], Vec::new())
+            .await;
         assert!(run.answered.iter().rev().take(2).all(|answer| answer.result.is_ok()));
         run.log.close();
         let leftover = writer.await.unwrap();
@@ -170,26 +266,54 @@ fn lines_told(text: &str) -> HashMap<u128, (usize, usize)> {
     counts
 }
 
+/// Every line is on file exactly as its operation was answered.
+fn assert_exact(run: &Run) {
+    let text = run.disk.text(false);
+    assert!(text.lines().all(|line| told(line).is_some()), "all lines parse: {text}");
+    let lines = lines_told(&text);
+    for answer in &run.answered {
+        let expected = match (answer.result, answer.kept && answer.reserved) {
+            (Ok(()), _) if !answer.recovered => (1, 0),
+            (Ok(()), _) | (Err(_), true) => (0, 1),
+            (Err(_), false) => (0, 0),
+        };
+        let counts = lines.get(&answer.number).copied().unwrap_or_default();
+        assert_eq!(counts, expected, "{}", answer.number);
+    }
+    let in_order = text.lines().filter_map(told).filter(|told| !told.1);
+    let in_order: Vec<u128> = in_order.map(|told| told.0).collect();
+    assert!(in_order.is_sorted(), "lines have the order of the queue: {in_order:?}");
+    let is_synced = run.policy == SyncPolicy::Never || run.disk.current_file_is_synced();
+    assert!(is_synced, "synced at the end");
+}
+
+/// Every line is whole, or a fragment by itself, and none is lost or there twice.
+fn assert_whole(run: &Run) {
+    let text = run.disk.text(false);
+    for fragment in text.lines().filter(|line| told(line).is_none()) {
+        let begins_a_line = fragment.starts_with("{\"at\":\"") || "{\"at\":\"".starts_with(fragment.trim_start());
+        assert!(begins_a_line && fragment.matches("\"at\":").count() <= 1, "{fragment}");
+    }
+    let lines = lines_told(&text);
+    for answer in &run.answered {
+        let (plain, recovered) = lines.get(&answer.number).copied().unwrap_or_default();
+        match (answer.result, answer.kept && answer.reserved) {
+            (Ok(()), _) if !answer.recovered => assert_eq!((plain, recovered), (1, 0)),
+            (Ok(()), _) => assert_eq!((plain, recovered), (0, 1)),
+            (Err(_), true) => assert_eq!(plain + recovered, 1),
+            // It was whole on the file when that failed, but for its line break perhaps, and could not be cut off.
+            (Err(_), false) if answer.reserved => assert!(plain <= 1 && recovered == 0),
+            (Err(_), false) => assert_eq!((plain, recovered), (0, 0)),
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
     fn every_line_is_on_file_exactly_as_its_operation_was_answered(policy in policy(), events in events(false)) {
-        let run = run(Disk::default(), policy, events);
-        let text = run.disk.text(false);
-        prop_assert!(text.lines().all(|line| told(line).is_some()), "all lines parse: {text}");
-        let lines = lines_told(&text);
-        for answer in &run.answered {
-            let expected = match (answer.result, answer.committed && answer.reserved) {
-                (Ok(()), _) => (1, 0),
-                (Err(_), true) => (0, 1),
-                (Err(_), false) => (0, 0),
-            };
-            prop_assert_eq!(lines.get(&answer.number).copied().unwrap_or_default(), expected, "{}", answer.number);
-        }
-        let in_order: Vec<u128> = text.lines().filter_map(told).filter(|told| !told.1).map(|told| told.0).collect();
-        prop_assert!(in_order.is_sorted(), "lines have the order of the queue: {in_order:?}");
-        prop_assert!(policy == SyncPolicy::Never || run.disk.current_file_is_synced(), "synced at the end");
+        assert_exact(&run(Disk::default(), policy, events));
     }
 
     #[test]
@@ -197,23 +321,48 @@ proptest! {
         policy in policy(), stream in any::<bool>(), events in events(true)
     ) {
         let disk = if stream { Disk::with_stream() } else { Disk::default() };
-        let run = run(disk, policy, events);
-        let text = run.disk.text(false);
-        for fragment in text.lines().filter(|line| told(line).is_none()) {
-            let begins_a_line = fragment.starts_with("{\"at\":\"") || "{\"at\":\"".starts_with(fragment.trim_start());
-            prop_assert!(begins_a_line && fragment.matches("\"at\":").count() <= 1, "{fragment}");
+        assert_whole(&run(disk, policy, events));
+    }
+}
+
+/// Lines that are written together, several times, on a disk that is full after so many bytes.
+fn full_after(bytes: usize, policy: SyncPolicy, disk: Disk, and: Option<Trouble>) -> Run {
+    let jobs = vec![
+        Job::Lines(vec![Kind::Accepted, Kind::Refused]),
+        Job::Recovered,
+        Job::Lines(vec![Kind::Unknown]),
+    ];
+    let meanwhile = [Some(Trouble::Room(bytes)), and].into_iter().flatten().collect();
+    run(disk, policy, vec![Event::Operations { jobs, meanwhile }])
+}
+
+/// The bytes of these lines, on a disk with room for all of them.
+fn all_bytes() -> usize {
+    let run = full_after(usize::MAX, SyncPolicy::Never, Disk::default(), None);
+    // Without the two lines at the end of every run.
+    let lines = run.disk.text(false);
+    lines.split_inclusive('\n').take(4).map(str::len).sum()
+}
+
+#[test]
+fn at_whatever_byte_the_disk_is_full_every_line_is_exact() {
+    for bytes in 0..=all_bytes() {
+        let lazy = [SyncPolicy::EverySecond, SyncPolicy::Never][bytes % 2];
+        for policy in [SyncPolicy::Always, lazy] {
+            assert_exact(&full_after(bytes, policy, Disk::default(), None));
         }
-        let lines = lines_told(&text);
-        for answer in &run.answered {
-            let (plain, recovered) = lines.get(&answer.number).copied().unwrap_or_default();
-            match (answer.result, answer.committed && answer.reserved) {
-                (Ok(()), _) => prop_assert_eq!((plain, recovered), (1, 0)),
-                (Err(_), true) => prop_assert_eq!(plain + recovered, 1),
-                // It was whole on the file when that failed, but for its line break perhaps, and could not be cut off.
-                (Err(_), false) if answer.reserved => prop_assert!(plain <= 1 && recovered == 0),
-                (Err(_), false) => prop_assert_eq!((plain, recovered), (0, 0)),
-            }
-        }
+    }
+}
+
+#[test]
+fn at_whatever_byte_a_disk_that_cannot_be_cut_is_full_every_line_is_whole() {
+    for bytes in 0..=all_bytes() {
+        let policy = [SyncPolicy::Always, SyncPolicy::EverySecond, SyncPolicy::Never][bytes % 3];
+        let (disk, trouble) = match bytes % 2 {
+            0 => (Disk::with_stream(), Trouble::ShortWrites(7)),
+            _ => (Disk::default(), Trouble::TruncateFails),
+        };
+        assert_whole(&full_after(bytes, policy, disk, Some(trouble)));
     }
 }
 

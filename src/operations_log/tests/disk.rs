@@ -25,7 +25,10 @@ pub(super) struct State {
     pub(super) room: Option<usize>,
     /// A write takes at most so many bytes.
     pub(super) at_most: Option<usize>,
+    /// So many writes are interrupted.
+    pub(super) interruptions: u32,
     pub(super) sync_fails: bool,
+    pub(super) condition_fails: bool,
     pub(super) truncate_fails: bool,
     pub(super) open_fails: bool,
     /// Every write fails with this.
@@ -99,7 +102,9 @@ impl Disk {
         let mut state = self.state();
         state.room = None;
         state.at_most = None;
+        state.interruptions = 0;
         state.sync_fails = false;
+        state.condition_fails = false;
         state.truncate_fails = false;
         state.open_fails = false;
         state.broken = None;
@@ -149,6 +154,9 @@ impl Storage for Disk {
 impl LogFile for DiskFile {
     fn condition(&self) -> io::Result<Condition> {
         let state = self.disk.state();
+        if state.condition_fails {
+            return Err(Errno::EIO.into());
+        }
         Ok(match &state.files[self.index] {
             Content { stream: true, .. } => Condition::Stream,
             Content { unlinked: true, .. } => Condition::Unlinked,
@@ -160,6 +168,10 @@ impl LogFile for DiskFile {
 
     fn append(&self, bytes: &[u8]) -> io::Result<usize> {
         let mut state = self.disk.state();
+        if state.interruptions > 0 {
+            state.interruptions -= 1;
+            return Err(Errno::EINTR.into());
+        }
         if let Some(errno) = state.broken {
             return Err(errno.into());
         }

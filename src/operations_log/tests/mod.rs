@@ -16,7 +16,7 @@ struct Told {
     id: OperationId,
     user_id: UserId,
     context: Context,
-    committed: bool,
+    outcome: Outcome,
 }
 
 impl Told {
@@ -26,17 +26,17 @@ impl Told {
             id: OperationId(Uuid::from_u128(number)),
             user_id: UserId::new("user").unwrap(),
             context: Context::new("x".repeat(length)).unwrap(),
-            committed,
+            outcome: match committed {
+                true => Outcome::Accepted,
+                false => Outcome::Problem("insufficient_funds"),
+            },
         }
     }
 
     fn record(&self) -> Record<'_> {
         Record {
             operation: OperationName::ChangeBalance,
-            outcome: match self.committed {
-                true => Outcome::Accepted,
-                false => Outcome::Problem("insufficient_funds"),
-            },
+            outcome: self.outcome,
             user_id: &self.user_id,
             timestamp: None,
             operation_id: Some(self.id),
