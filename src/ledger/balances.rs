@@ -84,7 +84,7 @@ impl<S: LedgerStore> Reader<S> {
             before = together.len();
             // Should it panic, those who asked are told, and the others are answered all the same.
             if AssertUnwindSafe(self.answer(together)).catch_unwind().await.is_err() {
-                tracing::error!("a batch of balances was not answered");
+                tracing::error!("the answers of a batch of balances were not given");
             }
         }
     }
@@ -95,7 +95,12 @@ impl<S: LedgerStore> Reader<S> {
         let (in_time, late): (Vec<_>, Vec<_>) =
             together.into_iter().partition(|question| question.place.deadline > now);
         answer(late, Err(Unavailable::Overloaded)).await;
-        let balances = read(&in_time, &*self.store).await;
+        // Should it panic, the questions are still here, and get their lines.
+        let reading = AssertUnwindSafe(read(&in_time, &*self.store)).catch_unwind();
+        let balances = reading.await.unwrap_or_else(|_| {
+            tracing::error!("a batch of balances was not read");
+            Err(Unavailable::Internal)
+        });
         answer(in_time, balances).await;
     }
 }

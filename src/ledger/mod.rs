@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::config::LedgerConfig;
 use crate::domain::{Entry, IdempotencyKey, Operation, OperationId, Timeline, Timestamp, UserId};
@@ -153,16 +153,20 @@ impl<S: LedgerStore> Ledger<S> {
         self.lanes.push(Pending::new(proposal, place, answer));
         match answered.await {
             Ok(answer) => answer,
-            // Only a panic drops the other end, and it may have come after the commit.
-            Err(_) => {
-                let answer = Err(ChangeError::OutcomeUnknown);
-                if let Ok(slot) = self.log.reserve() {
-                    // The answer is the same if it cannot be written.
-                    let _ = slot.write(&change_record(&operation, &answer)).await;
-                }
-                answer
-            }
+            // Only a panic drops the other end.
+            Err(_) => self.panicked(&operation).await,
         }
+    }
+
+    /// The answer to a change whose task panicked, perhaps after the commit, when its line has been tried to be written.
+    pub async fn panicked(&self, operation: &Operation) -> Answer {
+        let answer = Err(ChangeError::OutcomeUnknown);
+        if let Ok(slot) = self.log.reserve() {
+            let record = change_record(operation, &answer);
+            // The answer is the same if it cannot be written, and the line is then kept.
+            let _ = timeout(LOG_GRACE, slot.write(&record)).await;
+        }
+        answer
     }
 }
 

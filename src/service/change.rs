@@ -68,8 +68,11 @@ impl Service {
             Admission::Admitted(place) if proposal.approved => {
                 let service = Arc::clone(self);
                 let task = tokio::spawn(async move { service.change_if_approved(proposal, place).await });
-                // Only a panic ends the task early, and it may have come after the commit.
-                task.await.unwrap_or(Err(ChangeError::OutcomeUnknown))
+                match task.await {
+                    Ok(answer) => answer,
+                    // Only a panic ends the task early.
+                    Err(_) => self.ledger.panicked(&operation).await,
+                }
             }
             Admission::Admitted(place) => self.ledger.record(proposal, place).await,
             Admission::Overloaded { slot, deadline } => {

@@ -1,6 +1,10 @@
 //! Reading a balance or the history: read, write the line, answer.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+
+use futures_util::FutureExt;
+use tokio::time::Instant;
 
 use super::{Admission, Service, Unavailable, now, write_line};
 use crate::domain::{Timestamp, UserId};
@@ -93,9 +97,7 @@ impl Service {
                 limit: request.limit + 1,
             };
             let entries = match place {
-                Some(_) => repeat_read(deadline, || service.store.history(&query, deadline))
-                    .await
-                    .map_err(Unavailable::from),
+                Some(_) => service.read_history(&query, deadline).await,
                 None => Err(Unavailable::Overloaded),
             };
             let failure = entries.as_ref().err().copied();
@@ -107,6 +109,18 @@ impl Service {
             Ok(HistoryPage { entries, more })
         });
         task.await.unwrap_or(Err(Unavailable::Internal))
+    }
+
+    /// Should it panic, that is told like any other failure, and gets its line.
+    async fn read_history(&self, query: &HistoryQuery, deadline: Instant) -> Result<Vec<HistoryEntry>, Unavailable> {
+        let reading = repeat_read(deadline, || self.store.history(query, deadline));
+        match AssertUnwindSafe(reading).catch_unwind().await {
+            Ok(read) => read.map_err(Unavailable::from),
+            Err(_) => {
+                tracing::error!("a page of a history was not read");
+                Err(Unavailable::Internal)
+            }
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -94,10 +95,12 @@ impl Replica {
         match &ask.what {
             What::Change(proposal) => {
                 if let Some(verdict_takes) = ask.verdict_takes {
-                    if let Err(answer) = self.ledger.foresee(proposal, deadline).await {
-                        return Given::Foreseen(answer);
+                    let foreseeing = AssertUnwindSafe(self.ledger.foresee(proposal, deadline)).catch_unwind();
+                    match foreseeing.await {
+                        Ok(Ok(())) => sleep(verdict_takes).await,
+                        Ok(Err(answer)) => return Given::Foreseen(answer),
+                        Err(_) => return Given::Change(self.ledger.panicked(&proposal.operation).await),
                     }
-                    sleep(verdict_takes).await;
                 }
                 Given::Change(self.ledger.record(proposal.clone(), place).await)
             }
@@ -214,6 +217,11 @@ fn commits_whose_result_is_lost_are_found_out_or_said_to_be_unknown() {
 #[test]
 fn no_operation_is_answered_late_while_the_database_hangs() {
     run_all(Course::Hanging);
+}
+
+#[test]
+fn a_panic_is_answered_and_logged_and_nobody_else_waits_for_it() {
+    run_all(Course::Panicking);
 }
 
 #[test]

@@ -29,6 +29,8 @@ pub(super) enum Course {
     Doubtful,
     /// Statements are slow or never answered, as are verdicts.
     Hanging,
+    /// Calls of the store panic.
+    Panicking,
     /// As doubtful, and a replica's log cannot be written for a while.
     LogFails,
 }
@@ -109,6 +111,12 @@ fn faults(course: Course, random: &mut TestRng) -> Faults {
             broken: up_to(60),
             silent: up_to(5),
             overtaken: up_to(30),
+            way_ms: 30,
+            ..Faults::default()
+        },
+        Course::Panicking => Faults {
+            broken: up_to(10),
+            panics: up_to(20),
             way_ms: 30,
             ..Faults::default()
         },

@@ -7,6 +7,7 @@
 mod reading;
 
 use std::collections::{HashMap, HashSet};
+use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ pub(crate) struct Faults {
     pub(crate) broken: u32,
     /// No answer comes. Whether the statement is done is drawn.
     pub(crate) silent: u32,
+    /// The client of PostgreSQL panics after sending.
+    pub(crate) panics: u32,
     /// A writer that no test knows of changes a user just before a commit.
     pub(crate) overtaken: u32,
     /// A commit or a reading takes up to this many milliseconds on each way.
@@ -92,6 +95,7 @@ enum Fate {
     Answered,
     NotSent(StoreError, Duration),
     Refused,
+    Panic,
     /// Sent; no answer comes, and who waits learns of it at once, or not before the deadline.
     Lost {
         silently: bool,
@@ -172,6 +176,10 @@ impl FakeStore {
                 sleep_until(deadline).await;
                 StoreError::TimedOut
             }
+            Fate::Panic => {
+                sleep_until((Instant::now() + self.way()).min(deadline)).await;
+                panic()
+            }
         };
         Err(error)
     }
@@ -218,6 +226,11 @@ impl FakeStore {
                 sleep_until((Instant::now() + self.way()).min(deadline)).await;
                 return Err(CommitError::InDoubt(broken()));
             }
+            Fate::Panic => {
+                sleep_until((Instant::now() + self.way()).min(deadline)).await;
+                self.abandon(writes);
+                panic()
+            }
             Fate::Answered => {}
         }
         let (there, back) = (Instant::now() + self.way(), self.way());
@@ -238,6 +251,11 @@ impl FakeStore {
         }
         Ok(won)
     }
+}
+
+/// As a defect would, without a word on standard error.
+fn panic() -> ! {
+    resume_unwind(Box::new("the client of PostgreSQL panics"))
 }
 
 fn broken() -> StoreError {
@@ -347,6 +365,7 @@ impl Database {
             refused,
             broken,
             silent,
+            panics,
             ..
         } = self.faults;
         let drawn = self.random.random_range(0..100);
@@ -366,6 +385,8 @@ impl Database {
             Fate::Lost { silently: false }
         } else if is(silent) {
             Fate::Lost { silently: true }
+        } else if is(panics) {
+            Fate::Panic
         } else {
             Fate::Answered
         }
