@@ -1,10 +1,11 @@
 //! Changes that wait for their answers, and the answers on their way: first the lines of the operations log, written
 //! together, then the callers are told.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout_at};
 
 use super::{Answer, ChangeError, Place, Proposal, Recorded, Unavailable};
 use crate::domain::{Entry, IdempotencyKey, Operation};
@@ -12,6 +13,9 @@ use crate::operations_log::{Lines, LogUnavailable, OperationName, Outcome, Recor
 
 /// How long a line may take to be written after the operation's own deadline.
 pub const LOG_GRACE: Duration = Duration::from_secs(1);
+
+/// How much later than its deadline a change may be answered whose turn has not come.
+const EXPIRE_EVERY: Duration = Duration::from_millis(500);
 
 /// A change that waits for its answer.
 pub(super) struct Pending {
@@ -27,6 +31,26 @@ pub(super) struct Pending {
     /// Whether a reading has passed it over for another one deep in the past.
     pub(super) passed_over: bool,
     caller: Caller,
+}
+
+/// When to look whose time has run out among those who wait for the end of something.
+pub(super) fn ticks() -> Interval {
+    let mut ticks = interval_at(Instant::now() + EXPIRE_EVERY, EXPIRE_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// Carries `work` to its end, and at each tick meanwhile has `expire` answer those who wait for the end and have no time
+/// left: a change that has waited for the Approver has less than those that have just come.
+pub(super) async fn expiring<T>(ticks: &mut Interval, work: impl Future<Output = T>, mut expire: impl FnMut()) -> T {
+    let mut work = pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            result = work.as_mut() => return result,
+            _ = ticks.tick() => expire(),
+        }
+    }
 }
 
 /// Who asked, and what it holds until it is told.
@@ -90,6 +114,21 @@ impl Answers {
             None => reason.into(),
         };
         self.push(pending, Err(error));
+    }
+
+    /// Answers those of `waiting` whose time has run out before their turn came, and returns the others.
+    pub(super) fn expire<Queue: FromIterator<Pending>>(waiting: impl IntoIterator<Item = Pending>) -> Queue {
+        let now = Instant::now();
+        let mut answers = Self::default();
+        let mut in_time = Vec::new();
+        for pending in waiting {
+            match pending.deadline <= now {
+                true => answers.fail(pending, Unavailable::Overloaded),
+                false => in_time.push(pending),
+            }
+        }
+        answers.deliver();
+        in_time.into_iter().collect()
     }
 
     /// Hands the lines to the operations log at once, and tells each caller when they are written; does not wait for it.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
 
-use super::answers::{Answers, Pending};
+use super::answers::{Answers, Pending, expiring, ticks};
 use super::attempt::{Recorder, UserChanges};
 use super::turns::Turns;
 use super::{Unavailable, take_waiting};
@@ -36,6 +36,13 @@ struct Lane<S> {
     batch_users: usize,
 }
 
+/// What has come to a lane and waits for the batch under way.
+struct Arrivals {
+    queue: mpsc::Receiver<Pending>,
+    /// Taken from the queue to see whose time has run out; these go first.
+    seen: Vec<Pending>,
+}
+
 impl Lanes {
     /// Starts the tasks; they end when this is dropped.
     pub(super) fn start<S: LedgerStore>(recorder: &Arc<Recorder<S>>, config: LedgerConfig) -> Self {
@@ -46,6 +53,10 @@ impl Lanes {
                 recorder: Arc::clone(recorder),
                 turns: Turns::default(),
                 batch_users: config.commit_batch_users,
+            };
+            let arrived = Arrivals {
+                queue: arrived,
+                seen: Vec::new(),
             };
             tokio::spawn(lane.run(arrived));
             arrivals
@@ -67,23 +78,45 @@ impl Lanes {
     }
 }
 
+impl Arrivals {
+    /// The next batches; `None` when nothing will come any more. `before`: so many were taken at once the last time.
+    async fn take(&mut self, before: usize) -> Option<Vec<Pending>> {
+        if self.seen.is_empty() {
+            return take_waiting(&mut self.queue, MAX_TOGETHER, before).await;
+        }
+        let count = self.seen.len().min(MAX_TOGETHER);
+        Some(self.seen.drain(..count).collect())
+    }
+
+    /// Answers those whose time has run out.
+    fn expire(&mut self) {
+        while let Ok(pending) = self.queue.try_recv() {
+            self.seen.push(pending);
+        }
+        self.seen = Answers::expire(std::mem::take(&mut self.seen));
+    }
+}
+
 impl<S: LedgerStore> Lane<S> {
-    async fn run(self, mut arrived: mpsc::Receiver<Pending>) {
+    async fn run(self, mut arrived: Arrivals) {
         let mut before = 0;
-        while let Some(together) = take_waiting(&mut arrived, MAX_TOGETHER, before).await {
+        let mut ticks = ticks();
+        while let Some(together) = arrived.take(before).await {
             before = together.len();
             let mut groups = self.group(together);
             let own_turn =
                 |group: &mut UserChanges| self.batch_users == 1 || self.recorder.contended.contains(&group.user_id);
             groups.extract_if(.., own_turn).for_each(|group| self.hand_over(group));
-            let mut answers = Answers::default();
             while !groups.is_empty() {
-                // Those that wait for batches before theirs are told in time.
-                groups.iter_mut().for_each(|group| group.expire(&mut answers));
-                answers.deliver();
                 let rest = groups.split_off(groups.len().min(self.batch_users));
                 let batch = std::mem::replace(&mut groups, rest);
-                self.settle(batch).await;
+                let expire = || {
+                    for group in &mut groups {
+                        group.changes = Answers::expire(std::mem::take(&mut group.changes));
+                    }
+                    arrived.expire();
+                };
+                expiring(&mut ticks, self.settle(batch), expire).await;
             }
         }
     }

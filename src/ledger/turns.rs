@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::{Instant, sleep};
 
 use super::Unavailable;
-use super::answers::{Answers, Pending};
+use super::answers::{Answers, Pending, expiring, ticks};
 use super::attempt::{Recorder, UserChanges};
 use crate::domain::UserId;
 use crate::retry::Pauses;
@@ -92,6 +92,14 @@ impl Turn {
         }
         !self.ended
     }
+
+    /// Answers those that wait and whose time has run out.
+    fn expire(&self) {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(waiting) = turns.get_mut(&self.user_id) {
+            *waiting = Answers::expire(std::mem::take(waiting));
+        }
+    }
 }
 
 impl Drop for Turn {
@@ -110,9 +118,11 @@ impl<S: LedgerStore> Recorder<S> {
         let mut answers = Answers::default();
         let mut pauses = Pauses::between_commits();
         let mut conflicts = 0;
+        let mut ticks = ticks();
         while turn.take(&mut group[0].changes, MAX_TOGETHER) {
             let began = Instant::now();
-            self.attempt(&mut group, Reach::Unlimited, &mut answers).await;
+            let attempt = self.attempt(&mut group, Reach::Unlimited, &mut answers);
+            expiring(&mut ticks, attempt, || turn.expire()).await;
             answers.deliver();
             let [left] = &mut group;
             let Some(reason) = left.trouble else {

@@ -4,8 +4,8 @@
 //! - `schedule`: what is asked of which replica and when, what goes wrong, and how the replicas are set up.
 //! - `explain`: whether all that was answered, stored and logged is as the contract says.
 //!
-//! `LEDGER_SEED=17 cargo test --lib ledger::tests` runs a single schedule of each course again, and `LEDGER_SCHEDULES=100000`
-//! as many.
+//! `LEDGER_SEED=17 cargo test --lib ledger::tests` runs a single schedule of each course again;
+//! `LEDGER_SCHEDULES=100000` runs that many.
 
 mod explain;
 mod schedule;

@@ -178,7 +178,8 @@ impl Schedule {
     }
 
     fn draw_asks(&mut self) {
-        let span = [5, 200, 1_500][self.random.random_range(0..3)];
+        let spans = if self.course == Course::Hanging { 2..4 } else { 0..3 };
+        let span = [5, 200, 1_500, 6_000][self.random.random_range(spans)];
         for number in 0..self.random.random_range(4..=28) {
             let after = milliseconds(&mut self.random, 0, span);
             let ask = match self.random.random_range(0..10) {
