@@ -137,6 +137,7 @@ impl Observer for Display {
         if self.stage != Some(progress.stage) {
             self.stage = Some(progress.stage);
             self.stage_began = Instant::now();
+            return;
         }
         if self.shown.elapsed() < self.interval() {
             return;

@@ -152,6 +152,7 @@ fn no_output_holds_a_password() {
         &["serve", "--help"],
         &["dev", "--help"],
         &["migrate", "--help"],
+        &["verify", "--help"],
         &["serve", "--no-such-flag"],
         &["migrate"],
     ] {

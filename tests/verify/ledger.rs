@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use balance::config::{DatabaseConfig, DatabaseUrl};
 use balance::verify::{Bounds, Finding, Observer, Progress, Summary, Violation};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::task::JoinSet;
 
 use crate::support::client::change;
-use crate::support::postgres::{Database, fresh_database};
+use crate::support::postgres::{Database, WAITING, fresh_database, until};
 use crate::support::world::World;
-use crate::{OPERATIONS, copy, filled, second, verify};
+use crate::{OPERATIONS, copy, ended, filled, second, start, verify};
 
 /// Hears all findings.
 #[derive(Default)]
@@ -296,6 +299,44 @@ async fn a_threshold_that_was_lower_is_told_to_the_check() {
     assert_eq!(verified.lines.len(), 10 + 2, "{verified:#?}");
     assert_eq!(verified.lines[10], "and 590 more");
     assert!(verified.lines[11].starts_with("600 findings: "), "{verified:#?}");
+}
+
+#[tokio::test]
+async fn a_hundred_findings_are_told_and_all_are_counted() {
+    let database = fresh_database().await;
+    let ghosts = "INSERT INTO balance SELECT 'ghost-' || n, 0, 1, now(), 0 FROM generate_series(1, 150) n";
+    database.client().await.batch_execute(ghosts).await.unwrap();
+    let verified = verify(&database, &[]).await;
+    assert_eq!(
+        (verified.code, verified.lines.len()),
+        (Some(1), 100 + 2),
+        "{verified:#?}"
+    );
+    assert!(
+        verified.lines[..100]
+            .iter()
+            .all(|line| line.starts_with("user \"ghost-"))
+    );
+    assert_eq!(verified.lines[100], "and 50 more");
+    assert!(verified.lines[101].starts_with("150 findings: 150 users, 0 operations"));
+}
+
+#[tokio::test]
+async fn ctrl_c_ends_the_check_at_once() {
+    let database = fresh_database().await;
+    let blocker = database.client().await;
+    let lock = "BEGIN; LOCK TABLE changes_history IN ACCESS EXCLUSIVE MODE";
+    blocker.batch_execute(lock).await.unwrap();
+    let checking = start(&database, &[]);
+    until(&database.client().await, WAITING, 1).await;
+    let process = Pid::from_raw(checking.id().unwrap().try_into().unwrap());
+    let began = Instant::now();
+    kill(process, Signal::SIGINT).unwrap();
+    let verified = ended(checking).await;
+    assert_eq!((verified.code, verified.lines.len()), (Some(2), 0), "{verified:?}");
+    assert_eq!(verified.said, "balance: interrupted before the check came to its end\n");
+    // Well before the lock would have been given up.
+    assert!(began.elapsed() < Duration::from_secs(3));
 }
 
 #[tokio::test]
