@@ -167,7 +167,7 @@ impl ServiceArguments {
     pub fn service(&self) -> Result<ServiceConfig, ConfigError> {
         Ok(ServiceConfig {
             approval_threshold: approval_threshold(&self.approval_threshold)?,
-            operation_timeout: milliseconds("OPERATION_TIMEOUT_MS", &self.operation_timeout_ms)?,
+            operation_timeout: self.operation_timeout()?,
             operations_in_flight: self.in_flight()?,
             instance: self.instance()?,
         })
@@ -180,6 +180,7 @@ impl ServiceArguments {
         let few = |variable, text: &str| number(variable, text, 1..=64, "a whole number from 1 to 64");
         Ok(LedgerConfig {
             operations_in_flight: self.in_flight()?,
+            longest_wait: self.operation_timeout()? / 2,
             commit_batch_users: number(
                 "COMMIT_BATCH_USERS",
                 &self.commit_batch_users,
@@ -189,6 +190,10 @@ impl ServiceArguments {
             commit_lanes: few("COMMIT_LANES", &self.commit_lanes)?,
             read_statements: few("READ_STATEMENTS", &self.read_statements)?,
         })
+    }
+
+    fn operation_timeout(&self) -> Result<Duration, ConfigError> {
+        milliseconds("OPERATION_TIMEOUT_MS", &self.operation_timeout_ms)
     }
 
     fn in_flight(&self) -> Result<usize, ConfigError> {

@@ -9,7 +9,7 @@
 //! | [`ApproverConfig`] | `APPROVER_URL`, `APPROVER_TIMEOUT_MS`, `APPROVER_CALLS` |
 //! | [`OperationsLogConfig`] | `OPERATIONS_LOG`, `OPERATIONS_LOG_SYNC`, `INSTANCE` |
 //! | [`ServiceConfig`] | `APPROVAL_THRESHOLD`, `OPERATION_TIMEOUT_MS`, `OPERATIONS_IN_FLIGHT`, `INSTANCE` |
-//! | [`LedgerConfig`] | `OPERATIONS_IN_FLIGHT`, `COMMIT_BATCH_USERS`, `COMMIT_LANES`, `READ_STATEMENTS` |
+//! | [`LedgerConfig`] | `OPERATION_TIMEOUT_MS`, `OPERATIONS_IN_FLIGHT`, `COMMIT_BATCH_USERS`, `COMMIT_LANES`, `READ_STATEMENTS` |
 //! | [`HttpConfig`] | `LISTEN`, `CONNECTIONS`, `SHUTDOWN_DELAY_MS`, `SHUTDOWN_TIMEOUT_MS` |
 
 mod arguments;
@@ -124,6 +124,8 @@ pub struct ServiceConfig {
 pub struct LedgerConfig {
     /// From `OPERATIONS_IN_FLIGHT`: no queue is longer.
     pub operations_in_flight: usize,
+    /// From `OPERATION_TIMEOUT_MS`: half of it. What would wait for longer is refused at once.
+    pub longest_wait: Duration,
     /// From `COMMIT_BATCH_USERS`: the most users whose changes one statement commits. With 1 every statement touches a
     /// single user.
     pub commit_batch_users: usize,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout_at};
 
-use super::{Answer, ChangeError, Place, Proposal, Recorded, Unavailable};
+use super::{Answer, ChangeError, Place, Proposal, Recorded, Unavailable, Waiting};
 use crate::domain::{Entry, IdempotencyKey, Operation};
 use crate::operations_log::{Lines, LogUnavailable, OperationName, Outcome, Record, Slot, Written};
 
@@ -58,10 +58,11 @@ struct Caller {
     slot: Slot,
     answer: oneshot::Sender<Answer>,
     under_way: OwnedSemaphorePermit,
+    waiting: Waiting,
 }
 
 impl Pending {
-    pub(super) fn new(proposal: Proposal, place: Place, answer: oneshot::Sender<Answer>) -> Self {
+    pub(super) fn new(proposal: Proposal, place: Place, waiting: Waiting, answer: oneshot::Sender<Answer>) -> Self {
         let Place {
             slot,
             under_way,
@@ -76,6 +77,7 @@ impl Pending {
                 slot,
                 answer,
                 under_way,
+                waiting,
             },
         }
     }
@@ -144,21 +146,32 @@ impl Answers {
                 slot,
                 answer: sender,
                 under_way,
+                waiting: place,
             } = caller;
             lines.push(slot, &change_record(&proposal.operation, &answer));
-            waiting.push((sender, answer, under_way));
+            waiting.push((sender, answer, (under_way, place)));
         }
         let writing = lines.write();
         tokio::spawn(async move {
             let latest = first.max(Instant::now()) + LOG_GRACE;
             let written = timeout_at(latest, writing).await.unwrap_or(Written::NOT_IN_TIME);
-            for (index, (sender, answer, under_way)) in waiting.into_iter().enumerate() {
+            let well = waiting.iter().filter(|(_, answer, _)| is_answered_well(answer)).count();
+            // All of them come from one lane.
+            if let Some((_, _, (_, place))) = waiting.first() {
+                place.answered(well);
+            }
+            for (index, (sender, answer, held)) in waiting.into_iter().enumerate() {
                 // A caller that has gone does not need it.
                 let _ = sender.send(with_line(answer, written.line(index)));
-                drop(under_way);
+                drop(held);
             }
         });
     }
+}
+
+/// Whether it is more than that there was no answer in time.
+fn is_answered_well(answer: &Answer) -> bool {
+    !matches!(answer, Err(ChangeError::Unavailable(_) | ChangeError::OutcomeUnknown))
 }
 
 /// The answer, if its line is with the operating system; or what is left of it.

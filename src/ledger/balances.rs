@@ -8,7 +8,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::answers::LOG_GRACE;
-use super::{Place, SHARED_GRACE, Unavailable, take_waiting};
+use super::{Backlog, Place, SHARED_GRACE, Unavailable, Waiting, take_waiting};
 use crate::config::LedgerConfig;
 use crate::domain::{Timestamp, UserId};
 use crate::metrics::{BatchKind, Metrics};
@@ -24,12 +24,14 @@ struct Question {
     user_id: UserId,
     at: Timestamp,
     place: Place,
+    waiting: Waiting,
     answer: oneshot::Sender<Result<(UserId, i64), Unavailable>>,
 }
 
 /// The way to the balances.
 pub(super) struct Balances {
     questions: mpsc::Sender<Question>,
+    backlog: Arc<Backlog>,
 }
 
 /// A task that answers questions, a statement at a time. Whichever is free takes all that wait.
@@ -53,7 +55,12 @@ impl Balances {
             };
             tokio::spawn(reader.run());
         }
-        Self { questions }
+        let backlog = Backlog::new(config.longest_wait);
+        Self { questions, backlog }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.backlog.is_full()
     }
 
     pub(super) async fn ask(&self, user_id: UserId, at: Timestamp, place: Place) -> Result<(UserId, i64), Unavailable> {
@@ -62,6 +69,7 @@ impl Balances {
             user_id,
             at,
             place,
+            waiting: self.backlog.enter(),
             answer,
         };
         match self.questions.try_send(question) {
@@ -141,6 +149,7 @@ async fn answer(questions: Vec<Question>, balances: Result<Vec<i64>, Unavailable
             user_id,
             at,
             place,
+            waiting: held,
             answer,
         } = question;
         let record = Record {
@@ -157,14 +166,22 @@ async fn answer(questions: Vec<Question>, balances: Result<Vec<i64>, Unavailable
             balance: balance.ok(),
         };
         lines.push(place.slot, &record);
-        waiting.push((answer, balance.map(|balance| (user_id, balance)), place.under_way));
+        waiting.push((
+            answer,
+            balance.map(|balance| (user_id, balance)),
+            (place.under_way, held),
+        ));
     }
     let latest = first.max(Instant::now()) + LOG_GRACE;
     let written = timeout_at(latest, lines.write()).await.unwrap_or(Written::NOT_IN_TIME);
-    for (index, (answer, balance, under_way)) in waiting.into_iter().enumerate() {
+    let well = waiting.iter().filter(|(_, balance, _)| balance.is_ok()).count();
+    if let Some((_, _, (_, held))) = waiting.first() {
+        held.answered(well);
+    }
+    for (index, (answer, balance, held)) in waiting.into_iter().enumerate() {
         let line = written.line(index).map_err(Unavailable::from);
         // A caller that has gone does not need it.
         let _ = answer.send(line.and(balance));
-        drop(under_way);
+        drop(held);
     }
 }

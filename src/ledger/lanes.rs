@@ -9,12 +9,12 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::answers::{Answers, Pending, expiring, ticks};
 use super::attempt::{Recorder, UserChanges};
 use super::turns::Turns;
-use super::{Unavailable, take_waiting};
+use super::{Answer, Backlog, Place, Proposal, Unavailable, take_waiting};
 use crate::config::LedgerConfig;
 use crate::domain::UserId;
 use crate::store::{LedgerStore, Reach};
@@ -26,7 +26,13 @@ const MAX_TOGETHER: usize = 1_024;
 const REACH: Reach = Reach::Checkpoints(64);
 
 /// The ways into the store.
-pub(super) struct Lanes(Vec<mpsc::Sender<Pending>>);
+pub(super) struct Lanes(Vec<Entrance>);
+
+/// Where changes join a lane.
+struct Entrance {
+    arrivals: mpsc::Sender<Pending>,
+    backlog: Arc<Backlog>,
+}
 
 struct Lane<S> {
     recorder: Arc<Recorder<S>>,
@@ -59,17 +65,29 @@ impl Lanes {
                 seen: Vec::new(),
             };
             tokio::spawn(lane.run(arrived));
-            arrivals
+            let backlog = Backlog::new(config.longest_wait);
+            Entrance { arrivals, backlog }
         });
         Self(lanes.collect())
     }
 
-    pub(super) fn push(&self, pending: Pending) {
+    fn entrance(&self, user_id: &UserId) -> &Entrance {
         let mut hasher = DefaultHasher::new();
-        pending.proposal.operation.user_id.hash(&mut hasher);
+        user_id.hash(&mut hasher);
         let lanes = self.0.len() as u64;
         let lane = usize::try_from(hasher.finish() % lanes).expect("less than the number of lanes");
-        if let Err(refused) = self.0[lane].try_send(pending) {
+        &self.0[lane]
+    }
+
+    /// The changes that go through the same lane as this user's.
+    pub(super) fn backlog_of(&self, user_id: &UserId) -> &Arc<Backlog> {
+        &self.entrance(user_id).backlog
+    }
+
+    pub(super) fn push(&self, proposal: Proposal, place: Place, answer: oneshot::Sender<Answer>) {
+        let entrance = self.entrance(&proposal.operation.user_id);
+        let pending = Pending::new(proposal, place, entrance.backlog.enter(), answer);
+        if let Err(refused) = entrance.arrivals.try_send(pending) {
             let (mpsc::error::TrySendError::Full(pending) | mpsc::error::TrySendError::Closed(pending)) = refused;
             let mut answers = Answers::default();
             answers.fail(pending, Unavailable::Overloaded);

@@ -11,12 +11,14 @@
 //! - `contention`: taking turns with other replicas that write to the same user.
 //! - `attempt`: what both do with changes: read, judge, commit.
 //! - `answers`: the lines of the operations log, and after them the answers.
+//! - `backlog`: how much may wait.
 //!
 //! This is for speed only. What is right rests on the conditional commit: other replicas may take a user's next version at
 //! any time, and a refusal or a replay is answered only from what the database said in this attempt.
 
 mod answers;
 mod attempt;
+mod backlog;
 mod balances;
 mod contention;
 mod error;
@@ -37,12 +39,12 @@ use crate::domain::{Entry, IdempotencyKey, Operation, OperationId, Timeline, Tim
 use crate::metrics::Metrics;
 use crate::operations_log::{OperationsLog, Slot};
 use crate::store::{EarlierOperation, Group, LedgerStore, Reach, Store, repeat_read};
-use answers::Pending;
 use attempt::Recorder;
 use balances::Balances;
 use lanes::Lanes;
 
 pub use answers::{LOG_GRACE, change_record, with_line};
+pub use backlog::{Backlog, Waiting};
 pub use error::{ChangeError, Unavailable};
 
 /// How much longer than its own deadline an operation may take because it shares a statement with others.
@@ -116,6 +118,16 @@ impl<S: LedgerStore> Ledger<S> {
         }
     }
 
+    /// Whether one change more of this user would wait for too long: it is to be refused before it is begun.
+    pub fn is_full_for(&self, user_id: &UserId) -> bool {
+        self.lanes.backlog_of(user_id).is_full()
+    }
+
+    /// Whether one balance more that is asked for would wait for too long.
+    pub fn is_full_of_questions(&self) -> bool {
+        self.balances.is_full()
+    }
+
     /// The balance of a user as of a moment; its line is with the operating system.
     ///
     /// # Errors
@@ -150,7 +162,7 @@ impl<S: LedgerStore> Ledger<S> {
     pub async fn record(&self, proposal: Proposal, place: Place) -> Answer {
         let operation = Arc::clone(&proposal.operation);
         let (answer, answered) = oneshot::channel();
-        self.lanes.push(Pending::new(proposal, place, answer));
+        self.lanes.push(proposal, place, answer);
         match answered.await {
             Ok(answer) => answer,
             // Only a panic drops the other end.

@@ -64,7 +64,7 @@ impl Service {
             operation: Arc::clone(&operation),
             idempotency_key: request.idempotency_key,
         };
-        let answer = match self.admit()? {
+        let answer = match self.admit(self.ledger.is_full_for(&operation.user_id))? {
             Admission::Admitted(place) if proposal.approved => {
                 let service = Arc::clone(self);
                 let task = tokio::spawn(async move { service.change_if_approved(proposal, place).await });

@@ -23,7 +23,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::approver::Approver;
 use crate::config::{LedgerConfig, ServiceConfig};
 use crate::domain::{Timestamp, UserId};
-use crate::ledger::{LOG_GRACE, Ledger, Place};
+use crate::ledger::{Backlog, LOG_GRACE, Ledger, Place};
 use crate::metrics::Metrics;
 use crate::operations_log::{LogFailure, LogUnavailable, OperationsLog, Record, Slot};
 use crate::store::{Store, StoreError, StoreReadiness};
@@ -40,6 +40,13 @@ pub struct Service {
     metrics: Arc<Metrics>,
     config: ServiceConfig,
     under_way: Arc<Semaphore>,
+    pages: Pages,
+}
+
+/// The pages of histories that are read: they take connections that all else needs too, so they get at most half of them.
+struct Pages {
+    at_work: Semaphore,
+    backlog: Arc<Backlog>,
 }
 
 /// What a service does, as it is offered over HTTP. [`Service`] does it; the benchmarks have others, to tell what the store
@@ -114,6 +121,10 @@ impl Service {
     ) -> Self {
         let under_way = Arc::new(Semaphore::new(config.operations_in_flight));
         let store = Arc::new(store);
+        let pages = Pages {
+            at_work: Semaphore::new((store.most_connections() / 2).max(1)),
+            backlog: Backlog::new(ledger.longest_wait),
+        };
         Self {
             ledger: Ledger::new(
                 Arc::clone(&store),
@@ -128,6 +139,7 @@ impl Service {
             metrics,
             config,
             under_way,
+            pages,
         }
     }
 
@@ -168,17 +180,21 @@ impl Service {
         self.store.close();
     }
 
-    /// Takes what an operation holds, without waiting.
-    fn admit(&self) -> Result<Admission, Unavailable> {
+    /// Takes what an operation holds, without waiting. Where the way it goes is full it does not begin.
+    fn admit(&self, is_full: bool) -> Result<Admission, Unavailable> {
         let slot = self.log.reserve()?;
         let deadline = Instant::now() + self.config.operation_timeout;
-        Ok(match Arc::clone(&self.under_way).try_acquire_owned() {
-            Ok(under_way) => Admission::Admitted(Place {
+        let place = match is_full {
+            true => None,
+            false => Arc::clone(&self.under_way).try_acquire_owned().ok(),
+        };
+        Ok(match place {
+            Some(under_way) => Admission::Admitted(Place {
                 slot,
                 under_way,
                 deadline,
             }),
-            Err(_) => Admission::Overloaded { slot, deadline },
+            None => Admission::Overloaded { slot, deadline },
         })
     }
 }

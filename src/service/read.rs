@@ -4,7 +4,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::{Admission, Service, Unavailable, now, write_line};
 use crate::domain::{Timestamp, UserId};
@@ -56,7 +56,7 @@ impl Service {
     /// [`Unavailable`] says what kept the service from answering.
     pub async fn balance(self: &Arc<Self>, user_id: UserId, at: Option<Timestamp>) -> Result<Balance, Unavailable> {
         let timestamp = at.unwrap_or_else(now);
-        match self.admit()? {
+        match self.admit(self.ledger.is_full_of_questions())? {
             Admission::Admitted(place) => {
                 let (user_id, balance) = self.ledger.balance(user_id, timestamp, place).await?;
                 Ok(Balance {
@@ -80,7 +80,7 @@ impl Service {
     ///
     /// [`Unavailable`] says what kept the service from answering.
     pub async fn history(self: &Arc<Self>, request: HistoryRequest) -> Result<HistoryPage, Unavailable> {
-        let (slot, deadline, place) = match self.admit()? {
+        let (slot, deadline, place) = match self.admit(self.pages.backlog.is_full())? {
             Admission::Admitted(place) => (place.slot, place.deadline, Some(place.under_way)),
             Admission::Overloaded { slot, deadline } => (slot, deadline, None),
         };
@@ -97,7 +97,7 @@ impl Service {
                 limit: request.limit + 1,
             };
             let entries = match place {
-                Some(_) => service.read_history(&query, deadline).await,
+                Some(_) => service.page(&query, deadline).await,
                 None => Err(Unavailable::Overloaded),
             };
             let failure = entries.as_ref().err().copied();
@@ -111,8 +111,19 @@ impl Service {
         task.await.unwrap_or(Err(Unavailable::Internal))
     }
 
+    /// Reads when it is its turn.
+    async fn page(&self, query: &HistoryQuery, deadline: Instant) -> Result<Vec<HistoryEntry>, Unavailable> {
+        let waiting = self.pages.backlog.enter();
+        let entries = match timeout_at(deadline, self.pages.at_work.acquire()).await {
+            Ok(_turn) => self.read_page(query, deadline).await,
+            Err(_) => Err(Unavailable::Overloaded),
+        };
+        waiting.answered(usize::from(entries.is_ok()));
+        entries
+    }
+
     /// Should it panic, that is told like any other failure, and gets its line.
-    async fn read_history(&self, query: &HistoryQuery, deadline: Instant) -> Result<Vec<HistoryEntry>, Unavailable> {
+    async fn read_page(&self, query: &HistoryQuery, deadline: Instant) -> Result<Vec<HistoryEntry>, Unavailable> {
         let reading = repeat_read(deadline, || self.store.history(query, deadline));
         match AssertUnwindSafe(reading).catch_unwind().await {
             Ok(read) => read.map_err(Unavailable::from),

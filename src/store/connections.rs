@@ -99,6 +99,11 @@ impl Connections {
         (status.size, status.available)
     }
 
+    /// The most there are at once.
+    pub(super) fn most(&self) -> usize {
+        self.pool.status().max_size
+    }
+
     pub(super) fn close(&self) {
         self.pool.close();
     }

@@ -59,6 +59,11 @@ impl Store {
         self.connections.status()
     }
 
+    /// The most connections that are open at once.
+    pub fn most_connections(&self) -> usize {
+        self.connections.most()
+    }
+
     /// Closes the connections; every later call fails.
     pub fn close(&self) {
         self.connections.close();

@@ -147,6 +147,7 @@ impl Schedule {
             commit_batch_users: one_of(&[1, 2, 256, 256]),
             commit_lanes: one_of(&[1, 2]),
             read_statements: one_of(&[1, 2]),
+            longest_wait: Duration::from_secs(2),
         };
         let layout = Layout {
             segment_moments: one_of(&[1, 2, 3, 100]),
