@@ -6,6 +6,8 @@
 //! Shutdown: `/readyz` says no → a pause in which load balancers notice → no new connections → requests under way are
 //! answered → operations under way end → the log is flushed and joined → connections to PostgreSQL are closed.
 
+mod descriptors;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,6 +24,8 @@ use crate::metrics::Metrics;
 use crate::operations_log::{FinishError, OpenError, OperationsLog};
 use crate::service::{Recovery, Service};
 use crate::store::Store;
+
+pub use descriptors::TooFewDescriptors;
 
 /// All that a replica is started with.
 #[derive(Clone, Debug)]
@@ -57,6 +61,9 @@ pub enum ReplicaError {
     /// The client of the Approver cannot be made.
     #[error("APPROVER_URL: the client could not be set up: {0}")]
     Approver(#[source] reqwest::Error),
+    /// There are too few file descriptors.
+    #[error(transparent)]
+    Descriptors(#[from] TooFewDescriptors),
     /// Signals cannot be listened for.
     #[error("signals cannot be handled: {0}")]
     Signals(#[source] io::Error),
@@ -79,9 +86,10 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ReplicaError> {
     let address = config.http.listen;
-    // Longer than load balancers keep a connection, and than an operation and its body may take.
-    let idle_timeout = Duration::from_secs(75).max(config.service.operation_timeout + Duration::from_secs(15));
-    let listening = Listening::bind(&config.http, idle_timeout)
+    let config = descriptors::fit(config)?;
+    // An operation is answered at most two seconds after its deadline.
+    let request_time = config.http.client_timeout + config.service.operation_timeout + Duration::from_secs(5);
+    let listening = Listening::bind(&config.http, request_time)
         .await
         .map_err(|source| ReplicaError::Listen { address, source })?;
     let approver = Approver::new(&config.approver).map_err(ReplicaError::Approver)?;

@@ -15,8 +15,8 @@ use crate::Outcome;
 use crate::ceiling::Ceiling;
 use crate::plain::Plain;
 
-/// As long as the service keeps an idle connection.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+/// Longer than a request takes.
+const REQUEST_TIME: Duration = Duration::from_secs(20);
 /// How long requests under way may take once the server is told to stop.
 const DRAIN: Duration = Duration::from_secs(1);
 
@@ -65,7 +65,7 @@ impl ServerCommand {
 
 async fn answer<S: UseCases>(use_cases: Arc<S>, config: &HttpConfig) -> Outcome<()> {
     let mut terminate = signal(SignalKind::terminate())?;
-    let listening = Listening::bind(config, IDLE_TIMEOUT).await?;
+    let listening = Listening::bind(config, REQUEST_TIME).await?;
     let stop = async move {
         terminate.recv().await;
     };

@@ -14,6 +14,9 @@ use super::{
     OperationsLogConfig, ServiceConfig, StandInOptions, SyncPolicy,
 };
 
+/// Each is turned away within half a second.
+const TURNED_AWAY: NonZeroUsize = NonZeroUsize::MIN.saturating_add(255);
+
 const ADDRESS_ALLOWED: &str = "an IP address and a port, such as 127.0.0.1:8080, 0.0.0.0:8080 or [::1]:8080";
 
 /// Where PostgreSQL is.
@@ -142,9 +145,23 @@ pub struct ServiceArguments {
     #[arg(long, env = "READ_STATEMENTS", value_name = "COUNT", default_value = "2")]
     pub read_statements: String,
 
-    /// Most connections of clients open at once; more wait to be accepted
+    /// Most connections of clients open at once, fewer where the limit on open files is low; more are answered 503
     #[arg(long, env = "CONNECTIONS", value_name = "COUNT", default_value = "10000")]
     pub connections: String,
+
+    /// How long a connection of a client is kept on which nothing happens, in milliseconds
+    #[arg(long, env = "IDLE_TIMEOUT_MS", value_name = "MILLISECONDS", default_value = "75000")]
+    pub idle_timeout_ms: String,
+
+    /// How long a client may take for the head of a request, and for its body, and how long it may take nothing of an
+    /// answer, in milliseconds
+    #[arg(
+        long,
+        env = "CLIENT_TIMEOUT_MS",
+        value_name = "MILLISECONDS",
+        default_value = "10000"
+    )]
+    pub client_timeout_ms: String,
 
     /// How long requests are still taken after SIGTERM, while /readyz already says no, in milliseconds
     #[arg(long, env = "SHUTDOWN_DELAY_MS", value_name = "MILLISECONDS", default_value = "1000")]
@@ -240,6 +257,9 @@ impl ServiceArguments {
                 NonZeroUsize::MIN..=NonZeroUsize::MIN.saturating_add(999_999),
                 "a whole number from 1 to 1000000",
             )?,
+            turned_away: TURNED_AWAY,
+            idle_timeout: milliseconds("IDLE_TIMEOUT_MS", &self.idle_timeout_ms)?,
+            client_timeout: milliseconds("CLIENT_TIMEOUT_MS", &self.client_timeout_ms)?,
             shutdown_delay: milliseconds("SHUTDOWN_DELAY_MS", &self.shutdown_delay_ms)?,
             shutdown_timeout: milliseconds("SHUTDOWN_TIMEOUT_MS", &self.shutdown_timeout_ms)?,
         })

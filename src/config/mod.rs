@@ -10,7 +10,7 @@
 //! | [`OperationsLogConfig`] | `OPERATIONS_LOG`, `OPERATIONS_LOG_SYNC`, `INSTANCE` |
 //! | [`ServiceConfig`] | `APPROVAL_THRESHOLD`, `OPERATION_TIMEOUT_MS`, `OPERATIONS_IN_FLIGHT`, `INSTANCE` |
 //! | [`LedgerConfig`] | `OPERATION_TIMEOUT_MS`, `OPERATIONS_IN_FLIGHT`, `COMMIT_BATCH_USERS`, `COMMIT_LANES`, `READ_STATEMENTS` |
-//! | [`HttpConfig`] | `LISTEN`, `CONNECTIONS`, `SHUTDOWN_DELAY_MS`, `SHUTDOWN_TIMEOUT_MS` |
+//! | [`HttpConfig`] | `LISTEN`, `CONNECTIONS`, `IDLE_TIMEOUT_MS`, `CLIENT_TIMEOUT_MS`, `SHUTDOWN_DELAY_MS`, `SHUTDOWN_TIMEOUT_MS` |
 
 mod arguments;
 mod urls;
@@ -140,8 +140,15 @@ pub struct LedgerConfig {
 pub struct HttpConfig {
     /// From `LISTEN`.
     pub listen: SocketAddr,
-    /// From `CONNECTIONS`: the most connections of clients open at once; more wait to be accepted.
+    /// From `CONNECTIONS`: the most connections of clients open at once; more are answered 503.
     pub connections: NonZeroUsize,
+    /// The most clients that are being answered so at once; more wait to be accepted.
+    pub turned_away: NonZeroUsize,
+    /// From `IDLE_TIMEOUT_MS`: how long a connection is kept on which nothing happens.
+    pub idle_timeout: Duration,
+    /// From `CLIENT_TIMEOUT_MS`: how long a client may take for the head of a request, and for its body, and how long it
+    /// may take nothing of an answer.
+    pub client_timeout: Duration,
     /// From `SHUTDOWN_DELAY_MS`: how long requests are still taken after SIGTERM, while `/readyz` already says no.
     pub shutdown_delay: Duration,
     /// From `SHUTDOWN_TIMEOUT_MS`: how long requests under way may take after that.

@@ -22,11 +22,16 @@ use crate::domain::{Context, Timestamp, UserId};
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
 /// How much of a body that is too large is still taken, so that the client gets to read the answer.
 const MAX_DISCARDED_BYTES: usize = 1024 * 1024;
-/// How long a body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where nothing is said.
+pub const DEFAULT_TIME: BodyTime = BodyTime(Duration::from_secs(10));
 
 const EXAMPLE: &str =
     r#"{"userId":"alice","context":"salary for January","balanceChange":2500,"timestamp":"2026-01-31T12:00:00Z"}"#;
+
+/// How long a body may take to arrive; an extension of the request.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyTime(pub Duration);
 
 /// The fields of a change, checked.
 #[derive(Debug, PartialEq, Eq)]
@@ -69,24 +74,22 @@ impl<'a> ApiExtractor<'a> for ChangeRequestBody {
         body: &mut RequestBody,
         _options: ExtractParamOptions<()>,
     ) -> poem::Result<Self> {
-        Ok(Self(read(request.headers(), body.take()?).await))
+        let BodyTime(time) = request.extensions().get().copied().unwrap_or(DEFAULT_TIME);
+        Ok(Self(read(request.headers(), body.take()?, time).await))
     }
 }
 
-async fn read(headers: &HeaderMap, body: Body) -> Result<ChangeFields, Problem> {
+async fn read(headers: &HeaderMap, body: Body, time: Duration) -> Result<ChangeFields, Problem> {
     check_media_type(headers)?;
-    let bytes = timeout(BODY_TIMEOUT, take(headers, body))
+    let bytes = timeout(time, take(headers, body))
         .await
-        .map_err(|_| too_slow())??;
+        .map_err(|_| too_slow(BodyTime(time)))??;
     parse(&bytes)
 }
 
 /// The body did not arrive in time.
-pub fn too_slow() -> Problem {
-    let detail = format!(
-        "The body did not arrive within {} seconds; send it again.",
-        BODY_TIMEOUT.as_secs()
-    );
+pub fn too_slow(BodyTime(time): BodyTime) -> Problem {
+    let detail = format!("The body did not arrive within {time:?}; send it again.");
     Problem::new(Code::RequestTimeout, detail)
 }
 

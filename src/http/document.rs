@@ -145,7 +145,12 @@ fn problem_examples() -> Vec<(&'static str, &'static str, &'static str, Vec<Prob
                 Problem::from(ChangeError::Refused(Refusal::BalanceLimit { at })),
             ],
         ),
-        ("/changeBalance", "post", "408", vec![body::too_slow()]),
+        (
+            "/changeBalance",
+            "post",
+            "408",
+            vec![body::too_slow(body::DEFAULT_TIME)],
+        ),
         ("/changeBalance", "post", "413", vec![body::too_large()]),
         ("/changeBalance", "post", "415", vec![body::not_json()]),
         (

@@ -1,72 +1,107 @@
-//! Accepting connections, with what poem's own listener lacks: `TCP_NODELAY`, a limit on connections, an end for those on
-//! which no answer is sent for long (idle ones, and requests that never end), and a pause when the operating system
-//! refuses another one.
-//!
-//! What is no HTTP never reaches poem: hyper refuses it by itself, with a status and no body. Such an answer is given the
-//! body of a problem here, on its way to the socket.
+//! Accepting connections, with what poem's own listener lacks: `TCP_NODELAY`, a limit on connections, an end for those
+//! that do not get on, and a pause when the operating system refuses another one.
 
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use poem::http::uri::Scheme;
 use poem::listener::Acceptor;
 use poem::web::{LocalAddr, RemoteAddr};
-use poem_openapi::types::ToJSON;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
 
-use super::problem::{PROBLEM_JSON, Problem};
+use super::connection::{Connection, Times, last_answer};
+use super::problem::{Code, Problem};
 use crate::config::HttpConfig;
 
 /// How long to wait after a refusal such as EMFILE, which lasts until some connection is closed.
 const REFUSED_PAUSE: Duration = Duration::from_millis(50);
+/// How long a client that is turned away may take to send what it wants, and again to take the answer. It is answered
+/// when it has begun to ask, since many clients take an answer that comes before for a broken connection.
+const TURN_AWAY_TIMEOUT: Duration = Duration::from_millis(250);
+/// Connections that are accepted where less than this part of the places is free are kept idle for a shorter time.
+const SCARCE: usize = 10;
+/// That time.
+const SCARCE_IDLE: Duration = Duration::from_secs(5);
 
 /// A bound address whose connections are accepted up to a limit.
 pub struct Listening {
-    idle_timeout: Duration,
+    times: Times,
     listener: TcpListener,
     address: SocketAddr,
+    most: usize,
     places: Arc<Semaphore>,
-}
-
-/// A client's connection and the place it takes.
-pub struct Connection {
-    stream: TcpStream,
-    /// What stands in for an answer of hyper's own: its bytes, how many of them are written, and how many hyper wanted to.
-    instead: Option<(Vec<u8>, usize, usize)>,
-    /// When the connection is closed unless something is sent on it. What is received does not count: a request that
-    /// drips in would never end.
-    idle: Pin<Box<Sleep>>,
-    idle_timeout: Duration,
-    _place: OwnedSemaphorePermit,
+    /// For those that are turned away.
+    doorstep: Arc<Semaphore>,
+    was_full: bool,
 }
 
 impl Listening {
-    /// Binds the address. A connection on which nothing is sent for `idle_timeout` is closed.
+    /// Binds the address. `request_time` is how long it may take from the head of a request to its answer; a connection
+    /// on which it takes longer is closed.
     ///
     /// # Errors
     ///
     /// If the address is in use or not this host's.
-    pub async fn bind(config: &HttpConfig, idle_timeout: Duration) -> io::Result<Self> {
+    pub async fn bind(config: &HttpConfig, request_time: Duration) -> io::Result<Self> {
         let listener = TcpListener::bind(config.listen).await?;
+        let most = NonZeroUsize::get(config.connections);
         Ok(Self {
-            idle_timeout,
+            times: Times {
+                idle: config.idle_timeout,
+                client: config.client_timeout,
+                request: request_time,
+            },
             address: listener.local_addr()?,
             listener,
-            places: Arc::new(Semaphore::new(NonZeroUsize::get(config.connections))),
+            most,
+            places: Arc::new(Semaphore::new(most)),
+            doorstep: Arc::new(Semaphore::new(NonZeroUsize::get(config.turned_away))),
+            was_full: false,
         })
     }
 
     /// The address that is bound, with the port that was chosen if 0 was asked for.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How long the body of a request may take to arrive.
+    pub(super) fn body_time(&self) -> Duration {
+        self.times.client
+    }
+
+    /// Where room is scarce, connections that nothing happens on make room for others sooner.
+    fn times_now(&self) -> Times {
+        let is_scarce = self.places.available_permits() * SCARCE < self.most;
+        let idle = if is_scarce { SCARCE_IDLE } else { self.times.idle };
+        Times {
+            idle: idle.min(self.times.idle),
+            ..self.times
+        }
+    }
+
+    /// Answers 503 as soon as the client asks for something. At most so many at once; the next one waits for its turn.
+    async fn turn_away(&mut self, stream: TcpStream) {
+        if !self.was_full {
+            self.was_full = true;
+            let most = self.most;
+            tracing::warn!(most, "all connections are in use; more clients are answered 503");
+        }
+        // The semaphore is never closed.
+        let Ok(step) = Arc::clone(&self.doorstep).acquire_owned().await else {
+            return;
+        };
+        tokio::spawn(async move {
+            // A client that is gone need not be told.
+            let _ = tell_overloaded(stream).await;
+            drop(step);
+        });
     }
 }
 
@@ -79,10 +114,6 @@ impl Acceptor for Listening {
 
     async fn accept(&mut self) -> io::Result<(Connection, LocalAddr, RemoteAddr, Scheme)> {
         loop {
-            let place = Arc::clone(&self.places)
-                .acquire_owned()
-                .await
-                .map_err(io::Error::other)?;
             let (stream, peer) = match self.listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -93,95 +124,31 @@ impl Acceptor for Listening {
             };
             // Without it an answer waits for the acknowledgement of the one before. Only a closed socket refuses.
             let _ = stream.set_nodelay(true);
-            let connection = Connection {
-                stream,
-                instead: None,
-                idle: Box::pin(sleep(self.idle_timeout)),
-                idle_timeout: self.idle_timeout,
-                _place: place,
+            let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+                self.turn_away(stream).await;
+                continue;
             };
+            self.was_full = false;
+            let connection = Connection::new(stream, self.times_now(), place);
             let (local, remote) = (LocalAddr(self.address.into()), RemoteAddr(peer.into()));
             return Ok((connection, local, remote, Scheme::HTTP));
         }
     }
 }
 
-impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if read.is_pending() && self.idle.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        read
+async fn tell_overloaded(mut stream: TcpStream) -> io::Result<()> {
+    let mut discarded = [0; 4096];
+    if let Ok(read) = timeout(TURN_AWAY_TIMEOUT, stream.read(&mut discarded)).await {
+        read?;
     }
-}
-
-impl Connection {
-    /// Writes what stands in for hyper's answer, to its end; hyper is told that its own was written.
-    fn poll_instead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        while let Some((bytes, written, wanted)) = &mut self.instead {
-            if *written == bytes.len() {
-                let wanted = *wanted;
-                self.instead = None;
-                return Poll::Ready(Ok(wanted));
-            }
-            match Pin::new(&mut self.stream).poll_write(cx, &bytes[*written..]) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(count)) => *written += count,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-        Poll::Ready(Ok(0))
-    }
-}
-
-/// hyper's own refusals: a head that says there is no body. Every refusal of ours has one.
-fn is_bare_refusal(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"HTTP/1.1 4")
-        && bytes.ends_with(b"\r\n\r\n")
-        && contains(bytes, b"content-length: 0\r\n")
-        && !contains(bytes, b"content-type:")
-}
-
-fn contains(bytes: &[u8], part: &[u8]) -> bool {
-    bytes.windows(part.len()).any(|window| window == part)
-}
-
-// Without vectored writes hyper puts head and body into one buffer, which small answers are better off with too.
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if self.instead.is_none() && is_bare_refusal(buf) {
-            self.instead = Some((unreadable_request(), 0, buf.len()));
-        }
-        if self.instead.is_some() {
-            return self.poll_instead(cx);
-        }
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
-        if matches!(written, Poll::Ready(Ok(_))) {
-            let until = Instant::now() + self.idle_timeout;
-            self.idle.as_mut().reset(until);
-        }
-        written
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-/// The answer to what is no HTTP, after which hyper closes the connection.
-fn unreadable_request() -> Vec<u8> {
-    let detail = "This cannot be read as HTTP/1.1, or its head is too large; \
-                  send a request such as GET /alice/balance HTTP/1.1 with the header Host.";
-    let body = Problem::invalid(detail).to_json_string();
-    format!(
-        "HTTP/1.1 400 Bad Request\r\ncontent-type: {PROBLEM_JSON}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-        body.len()
-    )
-    .into_bytes()
+    let problem = Problem::new(
+        Code::Overloaded,
+        "Too many connections are open; nothing was changed. Try again after Retry-After, or use another replica.",
+    );
+    stream.write_all(&last_answer(&problem)).await?;
+    stream.shutdown().await?;
+    // What is closed with something left to read is reset, and the client may lose the answer.
+    let rest = async { while stream.read(&mut discarded).await.is_ok_and(|read| read > 0) {} };
+    let _ = timeout(TURN_AWAY_TIMEOUT, rest).await;
+    Ok(())
 }

@@ -3,6 +3,7 @@
 
 mod api;
 mod body;
+mod connection;
 mod deferred;
 mod document;
 mod listener;
@@ -24,6 +25,7 @@ pub use document::document;
 pub use listener::Listening;
 
 use api::Api;
+use body::BodyTime;
 use problem::{Code, Problem};
 
 use crate::metrics::Metrics;
@@ -62,12 +64,17 @@ pub async fn serve<S: UseCases>(
         metrics: Arc::clone(&metrics),
         stopping,
     };
+    let body_time = BodyTime(listening.body_time());
     Server::new_with_acceptor(listening)
-        .run_with_graceful_shutdown(application(api, metrics), shutdown, Some(drain))
+        .run_with_graceful_shutdown(application(api, metrics, body_time), shutdown, Some(drain))
         .await
 }
 
-fn application<S: UseCases>(api: Api<S>, metrics: Arc<Metrics>) -> impl Endpoint<Output = Response> + 'static {
+fn application<S: UseCases>(
+    api: Api<S>,
+    metrics: Arc<Metrics>,
+    body_time: BodyTime,
+) -> impl Endpoint<Output = Response> + 'static {
     let document = document();
     let docs = document::swagger_ui(&document);
     let routes = Route::new()
@@ -83,18 +90,21 @@ fn application<S: UseCases>(api: Api<S>, metrics: Arc<Metrics>) -> impl Endpoint
         .at("/docs", get(poem::endpoint::make_sync(move |_| Html(docs.clone()))));
     routes.around(move |routes, request| {
         let metrics = Arc::clone(&metrics);
-        async move { Ok(answer(&*routes, request, &metrics).await) }
+        async move { Ok(answer(&*routes, request, &metrics, body_time).await) }
     })
 }
 
 /// Calls the routes; whatever comes of it is an answer, and is counted.
-async fn answer<E: Endpoint>(routes: &E, mut request: Request, metrics: &Metrics) -> Response {
+async fn answer<E: Endpoint>(routes: &E, mut request: Request, metrics: &Metrics, body_time: BodyTime) -> Response {
     let began = Instant::now();
     let route = route_of(request.uri().path());
     let method = request.method().clone();
     if method == Method::HEAD {
         // Answered as GET; hyper leaves out the body.
         request.set_method(Method::GET);
+    }
+    if method == Method::POST {
+        request.extensions_mut().insert(body_time);
     }
     let routed = routes.call(request).await;
     let mut response = match routed {

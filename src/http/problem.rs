@@ -133,6 +133,11 @@ impl Problem {
         Self::new(Code::InvalidRequest, detail)
     }
 
+    /// After how many seconds it is worth trying again, if it is.
+    pub fn retry_after(&self) -> Option<&'static str> {
+        (self.status() == StatusCode::SERVICE_UNAVAILABLE).then_some(RETRY_AFTER_SECONDS)
+    }
+
     /// The status it is answered with.
     pub fn status(&self) -> StatusCode {
         self.code.status()
@@ -145,8 +150,8 @@ impl IntoResponse for Problem {
             .status(self.status())
             .content_type(PROBLEM_JSON)
             .body(self.to_json_string());
-        if self.status() == StatusCode::SERVICE_UNAVAILABLE {
-            let seconds = HeaderValue::from_static(RETRY_AFTER_SECONDS);
+        if let Some(seconds) = self.retry_after() {
+            let seconds = HeaderValue::from_static(seconds);
             response.headers_mut().insert(header::RETRY_AFTER, seconds);
         }
         response

@@ -78,6 +78,8 @@ fn a_wrong_value_stops_serve_with_one_line_that_names_variable_value_and_what_is
         ("COMMIT_LANES", vec!["0", "65"], "from 1 to 64"),
         ("READ_STATEMENTS", vec!["0", "65"], "from 1 to 64"),
         ("CONNECTIONS", vec!["0", "-5"], "from 1 to 1000000"),
+        ("IDLE_TIMEOUT_MS", vec!["0", "75s"], "3600000"),
+        ("CLIENT_TIMEOUT_MS", vec!["0", "-1"], "3600000"),
         ("SHUTDOWN_DELAY_MS", vec!["-1", "soon"], "3600000"),
         ("SHUTDOWN_TIMEOUT_MS", vec!["-1", "soon"], "3600000"),
     ] {
