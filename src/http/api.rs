@@ -18,7 +18,7 @@ use super::types::{
 };
 use crate::metrics::Metrics;
 use crate::service::{ChangeRequest, HistoryRequest, UseCases};
-use crate::store::{HistoryOrder, StoreReadiness};
+use crate::store::{HistoryOrder, StoreError, StoreReadiness};
 
 #[derive(Tags)]
 enum Tag {
@@ -313,6 +313,9 @@ impl<S: UseCases> Api<S> {
             Ok(StoreReadiness::ReadOnly) => {
                 not_ready("The database is read-only; point DATABASE_URL at the primary.".to_owned())
             }
+            Err(StoreError::NoneLeft) => not_ready(
+                "The database has no connection left; raise its max_connections, or the limit of the role.".to_owned(),
+            ),
             Err(error) => not_ready(format!("The database does not answer: {error}.")),
         }
     }

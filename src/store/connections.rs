@@ -7,19 +7,24 @@ use deadpool::managed::Object as PoolObject;
 use diesel::ConnectionError;
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel_async::pooled_connection::deadpool::{Object, Pool};
-use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
+use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, PoolError, RecyclingMethod};
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use futures_util::FutureExt;
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::NoTls;
 use tokio_postgres::config::TargetSessionAttrs;
+use tokio_postgres::error::SqlState;
 
 use super::StoreError;
 use crate::config::DatabaseConfig;
+use crate::retry::Pauses;
 
 /// How long opening a connection may take, and how long one is waited for when all are in use.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How such an error begins. diesel's error of a connection holds a text and nothing else that could be told apart.
+const NONE_LEFT: &str = "no connection left";
 
 /// What PostgreSQL itself enforces, should we be cut off from it in the middle of a statement; and how it plans. Every
 /// statement leads from users to their rows by the primary keys, whatever its parameters and however few rows there are
@@ -87,10 +92,20 @@ impl Connections {
 
     /// Takes a connection for one statement.
     pub(super) async fn lease(&self, deadline: Instant) -> Result<Lease, StoreError> {
-        let connection = timeout_at(deadline, self.pool.get())
-            .await
-            .map_err(|_| StoreError::Busy)??;
-        Ok(Lease(Some(connection)))
+        let mut pauses = Pauses::between_calls();
+        loop {
+            let taken = timeout_at(deadline, self.pool.get())
+                .await
+                .map_err(|_| StoreError::Busy)?;
+            match taken.map_err(StoreError::from) {
+                Ok(connection) => return Ok(Lease(Some(connection))),
+                // Those that are open serve all, one after the other.
+                Err(StoreError::NoneLeft) if self.pool.status().size > 0 => {
+                    pauses.pause(deadline).await.map_err(|_| StoreError::Busy)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Connections open, and how many of them wait for work.
@@ -155,13 +170,21 @@ pub(super) fn client_config(config: &DatabaseConfig) -> tokio_postgres::Config {
 /// Opens a connection outside the pool, with the settings of one.
 pub(super) async fn open(client: tokio_postgres::Config) -> Result<AsyncPgConnection, ConnectionError> {
     let connected = client.connect(NoTls).await;
-    let (client, connection) = connected.map_err(|error| ConnectionError::BadConnection(with_cause(&error)))?;
+    let (client, connection) = connected.map_err(|error| match error.code() {
+        Some(&SqlState::TOO_MANY_CONNECTIONS) => ConnectionError::BadConnection(format!("{NONE_LEFT}: {error}")),
+        _ => ConnectionError::BadConnection(with_cause(&error)),
+    })?;
     let mut connection = AsyncPgConnection::try_from_client_and_connection(client, connection).await?;
     connection
         .batch_execute(SESSION_SETTINGS)
         .await
         .map_err(ConnectionError::CouldntSetupConfiguration)?;
     Ok(connection)
+}
+
+/// Whether PostgreSQL takes no more connections.
+pub(super) fn is_none_left(error: &PoolError) -> bool {
+    matches!(error, PoolError::ConnectionError(ConnectionError::BadConnection(text)) if text.starts_with(NONE_LEFT))
 }
 
 /// tokio-postgres names only the step that failed; the reason is its source.

@@ -5,6 +5,7 @@ use diesel_async::pooled_connection::PoolError as ConnectionError;
 use diesel_async::pooled_connection::deadpool::PoolError;
 use tokio::time::Instant;
 
+use super::connections::is_none_left;
 use crate::retry::Pauses;
 
 /// Nothing was changed; the same may work later.
@@ -13,6 +14,9 @@ pub enum StoreError {
     /// PostgreSQL cannot be reached.
     #[error("no connection to PostgreSQL")]
     Unreachable(#[source] ConnectionError),
+    /// PostgreSQL takes no more connections: `max_connections` is reached, or the limit of the role or the database.
+    #[error("PostgreSQL has no connection left for this service")]
+    NoneLeft,
     /// PostgreSQL answered with an error, or the connection broke.
     #[error("PostgreSQL failed the statement")]
     Failed(#[source] DieselError),
@@ -29,7 +33,7 @@ impl StoreError {
     pub fn is_out_of_time(&self) -> bool {
         match self {
             StoreError::TimedOut | StoreError::Busy => true,
-            StoreError::Unreachable(_) | StoreError::Failed(_) => false,
+            StoreError::Unreachable(_) | StoreError::NoneLeft | StoreError::Failed(_) => false,
         }
     }
 }
@@ -75,6 +79,7 @@ pub enum CommitError {
 impl From<PoolError> for StoreError {
     fn from(error: PoolError) -> Self {
         match error {
+            PoolError::Backend(error) if is_none_left(&error) => StoreError::NoneLeft,
             PoolError::Backend(error) => StoreError::Unreachable(error),
             PoolError::Timeout(deadpool::managed::TimeoutType::Create) => StoreError::TimedOut,
             PoolError::Timeout(_) => StoreError::Busy,
