@@ -36,6 +36,11 @@ pub async fn exchange(url: &str, bytes: &[u8]) -> Option<RawAnswer> {
     if stream.write_all(bytes).await.is_ok() {
         let _ = stream.shutdown().await;
     }
+    until_closed(&mut stream).await
+}
+
+/// Reads until the service closes. None: it closed without a word.
+pub async fn until_closed(stream: &mut (impl AsyncReadExt + Unpin)) -> Option<RawAnswer> {
     let mut answer = Vec::new();
     let reading = timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await;
     let _reset_is_closed_too = reading.expect("the service answers or closes the connection");

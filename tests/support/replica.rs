@@ -47,6 +47,7 @@ impl Drop for Scratch {
 pub struct ReplicaOptions {
     environment: Vec<(String, String)>,
     log: Option<PathBuf>,
+    open_files: Option<u32>,
 }
 
 impl ReplicaOptions {
@@ -68,6 +69,7 @@ impl ReplicaOptions {
         Self {
             environment: environment.into_iter().chain(batch_users).collect(),
             log: None,
+            open_files: None,
         }
     }
 
@@ -89,12 +91,30 @@ impl ReplicaOptions {
         self
     }
 
+    /// Sets `ulimit -n`, the hard limit too.
+    pub fn open_files(mut self, limit: u32) -> Self {
+        self.open_files = Some(limit);
+        self
+    }
+
+    fn command(&self) -> Command {
+        let program = env!("CARGO_BIN_EXE_balance");
+        let Some(limit) = self.open_files else {
+            let mut command = Command::new(program);
+            command.arg("serve");
+            return command;
+        };
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &format!("ulimit -n {limit} && exec \"$0\" serve"), program]);
+        command
+    }
+
     /// Starts the replica and waits until it serves.
     pub async fn start(self) -> Replica {
         let scratch = Scratch::new();
+        let mut command = self.command();
         let log = self.log.unwrap_or_else(|| scratch.0.join("operations.log"));
-        let mut child = Command::new(env!("CARGO_BIN_EXE_balance"))
-            .arg("serve")
+        let mut child = command
             .env_clear()
             .env("OPERATIONS_LOG", &log)
             .envs(self.environment)
@@ -165,6 +185,59 @@ impl Replica {
     pub fn signal(&self, signal: Signal) {
         let id = i32::try_from(self.child.id().expect("the replica runs")).unwrap();
         kill(Pid::from_raw(id), signal).unwrap();
+    }
+
+    fn proc(&self, name: &str) -> PathBuf {
+        Path::new("/proc")
+            .join(self.child.id().expect("the replica runs").to_string())
+            .join(name)
+    }
+
+    /// How many file descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(self.proc("fd")).unwrap().count()
+    }
+
+    /// Its resident memory, in MiB.
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(self.proc("status")).unwrap();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        resident.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1_024
+    }
+
+    /// How much of a processor it takes over a moment, 1.0 being one of them.
+    pub async fn busyness(&self) -> f64 {
+        const MOMENT: Duration = Duration::from_millis(500);
+        let before = self.ticks();
+        tokio::time::sleep(MOMENT).await;
+        // A tick is a hundredth of a second on Linux, whatever the kernel's own clock.
+        (self.ticks() - before) / 100.0 / MOMENT.as_secs_f64()
+    }
+
+    fn ticks(&self) -> f64 {
+        let stat = std::fs::read_to_string(self.proc("stat")).unwrap();
+        let (_, fields) = stat.rsplit_once(") ").unwrap();
+        let ticks = fields
+            .split(' ')
+            .skip(11)
+            .take(2)
+            .map(|field| field.parse::<f64>().unwrap());
+        ticks.sum()
+    }
+
+    /// Waits until it has no more file descriptors open than that.
+    pub async fn until_descriptors(&self, most: usize) {
+        let reached = timeout(PATIENCE, async {
+            while self.descriptors() > most {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        let reached = reached.await;
+        assert!(
+            reached.is_ok(),
+            "{} descriptors are still open, not {most}",
+            self.descriptors()
+        );
     }
 
     /// Waits for the process to end.

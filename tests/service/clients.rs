@@ -1,0 +1,241 @@
+//! Clients that are slow, silent or many: each costs little and ends in time, and the others notice nothing.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::{interval, sleep, timeout};
+
+use crate::support::client::answer;
+use crate::support::raw::{self, RawAnswer};
+use crate::support::world::World;
+
+const POST: &str =
+    "POST /changeBalance HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 500\r\n\r\n";
+const ALIVE: &[u8] = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Sends one byte after the other until the service has had enough.
+async fn drip(url: String, first: &'static str, bytes: Vec<u8>) -> Option<RawAnswer> {
+    let (mut from, mut to) = raw::send(&url, first.as_bytes()).await.into_split();
+    let dripping = tokio::spawn(async move {
+        let mut pace = interval(Duration::from_millis(40));
+        for byte in bytes {
+            pace.tick().await;
+            if to.write_all(&[byte]).await.is_err() {
+                break;
+            }
+        }
+        // The client says nothing more, and does not hang up.
+        to
+    });
+    let answered = raw::until_closed(&mut from).await;
+    dripping.abort();
+    answered
+}
+
+#[track_caller]
+fn expect_timeout(case: &str, answered: Option<RawAnswer>) {
+    let answered = answered.unwrap_or_else(|| panic!("{case} is closed without a word"));
+    assert_eq!(answered.status, 408, "{case} {answered:?}");
+    assert!(
+        answered.head.contains("content-type: application/problem+json"),
+        "{case}"
+    );
+    assert_eq!(answered.json()["code"], "request_timeout", "{case}");
+}
+
+#[tokio::test]
+async fn what_does_not_arrive_in_time_is_answered_408_however_it_drips_in_and_others_are_served() {
+    let world = World::with(|options| options.set("CLIENT_TIMEOUT_MS", "1000").set("IDLE_TIMEOUT_MS", "1500")).await;
+    world.deposit("alice", 100).await;
+    let (url, before) = (&world.replica.url, world.replica.descriptors());
+    let mut slow = JoinSet::new();
+    let began = Instant::now();
+    for (case, first, bytes) in [
+        (
+            "a head in single bytes",
+            "",
+            "GET /alice/balance HTTP/1.1\r\nx: y\r\n".repeat(90),
+        ),
+        (
+            "a head that is not finished",
+            "GET /alice/balance HTTP/1.1\r\nhost:",
+            String::new(),
+        ),
+        ("half a line", "GET /ali", String::new()),
+        ("a body in single bytes", POST, " ".repeat(490)),
+        ("a body that is never sent", POST, String::new()),
+        ("half a body", POST, "{\"userId\"".to_owned()),
+    ] {
+        slow.spawn(drip(url.clone(), first, bytes.into_bytes()).map_case(case));
+    }
+    let ended = AtomicBool::new(false);
+    let others = async {
+        let mut served = 0;
+        while !ended.load(Ordering::Relaxed) {
+            world.client.balance("alice", None).await.expect(200);
+            served += 1;
+        }
+        served
+    };
+    let slow_ones = async {
+        while let Some(one) = slow.join_next().await {
+            let (case, answered) = one.unwrap();
+            expect_timeout(case, answered);
+        }
+        // Those that never spoke, and those that were served, have the idle time.
+        let mut silent = raw::send(url, b"").await;
+        assert!(raw::until_closed(&mut silent).await.is_none());
+        let mut served = raw::send(url, ALIVE).await;
+        assert_eq!(raw::until_closed(&mut served).await.unwrap().status, 200);
+        ended.store(true, Ordering::Relaxed);
+    };
+    let (served, ()) = tokio::join!(others, slow_ones);
+    println!("{served} reads beside slow clients, {:?}", began.elapsed());
+    world.replica.until_descriptors(before).await;
+    world.replica.stop().await;
+}
+
+/// Tells cases apart once they are mixed.
+trait MapCase: Future + Sized {
+    async fn map_case(self, case: &'static str) -> (&'static str, Self::Output) {
+        (case, self.await)
+    }
+}
+
+impl<F: Future> MapCase for F {}
+
+#[tokio::test]
+async fn an_answer_that_the_client_does_not_take_is_given_up() {
+    let world = World::with(|options| options.set("CLIENT_TIMEOUT_MS", "500")).await;
+    // A thousand operations with the longest contexts: a page of 16 MB.
+    let fill = "INSERT INTO changes_history (user_id, \"timestamp\", seq, balance_change, balance_after, context, \
+                operation_id, approved, instance) \
+                SELECT 'alice', now() + n * interval '1 second', n, 1, n, repeat('👍', 4096), gen_random_uuid(), false, 'x' \
+                FROM generate_series(1, 1000) n";
+    world.database.client().await.batch_execute(fill).await.unwrap();
+    let mut most = 0;
+    for round in 0..3 {
+        let mut takers = Vec::new();
+        for _ in 0..3 {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.set_recv_buffer_size(4_096).unwrap();
+            let address = world.replica.url.strip_prefix("http://").unwrap().parse().unwrap();
+            let mut stream = socket.connect(address).await.unwrap();
+            let request = b"GET /alice/history?limit=1000 HTTP/1.1\r\nhost: x\r\n\r\n";
+            stream.write_all(request).await.unwrap();
+            // The first of it is there, and never read.
+            stream.readable().await.unwrap();
+            takers.push(stream);
+        }
+        for taker in takers {
+            let given_up = timeout(PATIENCE, async {
+                // A connection that was reset has no peer any more.
+                while taker.peer_addr().is_ok() {
+                    sleep(Duration::from_millis(20)).await;
+                }
+            });
+            given_up.await.expect("the service gives it up");
+        }
+        let memory = world.replica.memory();
+        println!("{memory} MiB after {} pages", (round + 1) * 3);
+        if round == 0 {
+            most = memory + memory / 2;
+        }
+        assert!(memory <= most, "the memory grows: {memory} MiB");
+    }
+    world.client.balance("alice", None).await.expect(200);
+    world.replica.stop().await;
+}
+
+/// So many connections as the limits of this machine allow, at most 5,000.
+fn many() -> usize {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    usize::try_from(hard / 2).unwrap_or(usize::MAX).min(5_000)
+}
+
+#[tokio::test]
+async fn five_thousand_idle_connections_cost_little_and_others_are_served() {
+    let world = World::start().await;
+    world.deposit("alice", 100).await;
+    let (before, memory) = (world.replica.descriptors(), world.replica.memory());
+    let many = many();
+    let mut idle = Vec::with_capacity(many);
+    let began = Instant::now();
+    while idle.len() < many {
+        // Some of them ask for something before they fall silent.
+        let first = |number| if number % 10 == 0 { ALIVE } else { b"".as_slice() };
+        let opened = (0..100).map(|number| raw::send(&world.replica.url, first(number)));
+        idle.extend(futures_util::future::join_all(opened).await);
+    }
+    let all_open = timeout(PATIENCE, async {
+        while world.replica.descriptors() < before + many {
+            sleep(Duration::from_millis(5)).await;
+        }
+    });
+    all_open.await.expect("all of them are open at once");
+    println!("open within {:?}", began.elapsed());
+    world.deposit("bob", 1).await;
+    world.client.balance("alice", None).await.expect(200);
+    let busyness = world.replica.busyness().await;
+    let with_all = world.replica.memory();
+    println!("{many} connections: {memory} MiB before, {with_all} MiB with them, {busyness:.2} of a processor");
+    assert!(with_all < memory + 200, "{with_all} MiB");
+    assert!(busyness < 0.5, "{busyness}");
+    drop(idle);
+    // Connections to PostgreSQL may have been opened meanwhile.
+    world.replica.until_descriptors(before + 8).await;
+    world.client.balance("alice", None).await.expect(200);
+    world.replica.stop().await;
+}
+
+async fn is_served(url: &str) -> bool {
+    raw::get(url, "/livez").await.status == 200
+}
+
+#[tokio::test]
+async fn clients_beyond_the_limit_on_connections_are_answered_503_until_there_is_room() {
+    let world = World::with(|options| options.set("CONNECTIONS", "3")).await;
+    let url = &world.replica.url;
+    let mut inside = Vec::new();
+    for _ in 0..3 {
+        let stream = raw::send(url, ALIVE).await;
+        stream.readable().await.unwrap();
+        inside.push(stream);
+    }
+    let mut outside = JoinSet::new();
+    for number in 0..300 {
+        let url = url.clone();
+        outside.spawn(async move {
+            if number % 10 > 0 {
+                return raw::get(&url, "/alice/balance").await;
+            }
+            // Without a word, and without hanging up.
+            let mut stream: TcpStream = raw::send(&url, b"").await;
+            raw::until_closed(&mut stream).await.expect("an answer")
+        });
+    }
+    while let Some(refused) = outside.join_next().await {
+        let refused = refused.unwrap();
+        assert_eq!(refused.status, 503, "{refused:?}");
+        assert!(refused.head.contains("retry-after: 1"), "{refused:?}");
+        assert_eq!(refused.json()["code"], "overloaded");
+    }
+    // A client that keeps connections gets it as a problem too, and may ask again.
+    answer(world.client.get("/livez"))
+        .await
+        .expect_problem(503, "overloaded");
+    inside.pop();
+    let began = Instant::now();
+    while !is_served(url).await {
+        assert!(began.elapsed() < PATIENCE, "no room");
+    }
+    println!("served {:?} after there was room", began.elapsed());
+    drop(inside);
+    world.replica.stop().await;
+}
