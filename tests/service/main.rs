@@ -20,6 +20,7 @@ mod load;
 mod log;
 mod mixed;
 mod model;
+mod overload;
 mod race;
 mod reads;
 mod recovery;
