@@ -19,10 +19,11 @@ mod idempotency;
 mod load;
 mod log;
 mod mixed;
-mod model;
 mod overload;
 mod race;
 mod reads;
 mod recovery;
 mod rule;
 mod slots;
+
+use support::model;

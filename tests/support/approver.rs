@@ -16,6 +16,8 @@ use tokio::time::{sleep, timeout};
 pub enum Behaviour {
     /// Answers with this status and no body.
     Status(u16),
+    /// Answers with the status that this gives for the path and query.
+    Judge(fn(&str) -> u16),
     /// Takes the call and never answers.
     Hang,
     /// Closes the connection with a reset.
@@ -30,6 +32,7 @@ struct State {
     default: Option<Behaviour>,
     by_user: HashMap<String, Vec<Behaviour>>,
     calls: Vec<String>,
+    verdicts: Vec<(String, u16)>,
     gate: Option<Arc<Semaphore>>,
 }
 
@@ -102,6 +105,11 @@ impl TestApprover {
         self.state.lock().unwrap().calls.clone()
     }
 
+    /// The path and query, and the status, of every answer that was sent.
+    pub fn verdicts(&self) -> Vec<(String, u16)> {
+        self.state.lock().unwrap().verdicts.clone()
+    }
+
     /// Waits until there were so many calls.
     pub async fn until_called(&self, calls: usize) {
         let called = timeout(Duration::from_secs(30), async {
@@ -146,7 +154,7 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
                 }
             });
             let behaviour = behaviour.or_else(|| state.default.clone());
-            state.calls.push(target);
+            state.calls.push(target.clone());
             let behaviour = behaviour.unwrap_or(Behaviour::Status(200));
             (state.delay, state.gate.clone(), behaviour)
         };
@@ -154,8 +162,9 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
         if let Some(gate) = gate {
             gate.acquire().await.unwrap().forget();
         }
-        let bytes = match behaviour {
-            Behaviour::Status(status) => format!("HTTP/1.1 {status} Test\r\ncontent-length: 0\r\n\r\n").into_bytes(),
+        let status = match behaviour {
+            Behaviour::Status(status) => status,
+            Behaviour::Judge(judge) => judge(&target),
             Behaviour::Hang => std::future::pending().await,
             Behaviour::Reset => {
                 // Linger 0 makes the close a reset.
@@ -167,7 +176,10 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
                 return;
             }
         };
-        if stream.write_all(&bytes).await.is_err() {
+        // Whoever has gone may still have it.
+        state.lock().unwrap().verdicts.push((target, status));
+        let answer = format!("HTTP/1.1 {status} Test\r\ncontent-length: 0\r\n\r\n");
+        if stream.write_all(answer.as_bytes()).await.is_err() {
             return;
         }
     }

@@ -55,17 +55,18 @@ pub fn change(user_id: &str, balance_change: i64, timestamp: &str) -> Value {
     json!({ "userId": user_id, "context": "test", "balanceChange": balance_change, "timestamp": timestamp })
 }
 
+/// A client of HTTP that knows no service yet.
+pub fn http_client() -> Client {
+    // reqwest wants a provider of cryptography even where no connection uses TLS; it may be there already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = Client::builder().no_proxy().timeout(Duration::from_secs(30));
+    client.build().unwrap()
+}
+
 impl ServiceClient {
     pub fn new(url: &str) -> Self {
-        // reqwest wants a provider of cryptography even where no connection uses TLS; it may be there already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(30))
-            .build()
-            .unwrap();
         Self {
-            http,
+            http: http_client(),
             url: url.to_owned(),
         }
     }

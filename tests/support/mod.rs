@@ -3,6 +3,8 @@
 
 pub mod approver;
 pub mod client;
+pub mod disk;
+pub mod model;
 pub mod postgres;
 pub mod proxy;
 pub mod raw;

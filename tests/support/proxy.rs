@@ -1,13 +1,13 @@
-//! A connection to PostgreSQL that can be made to lose what is sent over it, in either direction.
+//! A connection to PostgreSQL that can be made to lose, hold back or slow down what is sent over it.
 
 use std::net::SocketAddr;
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tokio_postgres::config::Host;
 
 use super::postgres::Database;
@@ -19,16 +19,25 @@ pub enum Lost {
     Answers,
 }
 
-#[derive(Default)]
-struct Losses {
-    requests: AtomicBool,
-    answers: AtomicBool,
+/// What is done with what is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Course {
+    Passed,
+    Lost(Lost),
+    /// Passed on when the course changes, even if the sender has gone by then.
+    Held,
+    /// Passed on in drops.
+    Slowed,
 }
+
+/// The size of a drop in bytes, and the pause after it: 10 kB a second.
+const DROP_BYTES: usize = 50;
+const DROP_PAUSE: Duration = Duration::from_millis(5);
 
 /// A proxy in front of a database.
 pub struct Proxy {
     pub url: String,
-    losses: Arc<Losses>,
+    course: watch::Sender<Course>,
     /// A higher number breaks all connections of lower ones.
     generation: watch::Sender<u64>,
 }
@@ -43,34 +52,44 @@ impl Proxy {
         let socket = directory.join(format!(".s.PGSQL.{port}"));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address: SocketAddr = listener.local_addr().unwrap();
-        let losses = Arc::new(Losses::default());
+        let (course, set) = watch::channel(Course::Passed);
         let (generation, broken) = watch::channel(0);
-        let shared = Arc::clone(&losses);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let server = UnixStream::connect(&socket).await.unwrap();
-                tokio::spawn(carry(client, server, Arc::clone(&shared), broken.clone()));
+                let (socket, course, broken) = (socket.clone(), set.clone(), broken.clone());
+                tokio::spawn(async move {
+                    // Without a server the client's connection is closed.
+                    if let Ok(server) = UnixStream::connect(&socket).await {
+                        carry(client, server, course, broken).await;
+                    }
+                });
             }
         });
         Self {
             url: format!("postgres://balance@{address}/{}", database.name),
-            losses,
+            course,
             generation,
         }
     }
 
     /// From now on this is swallowed, and the connections stay open.
     pub fn lose(&self, lost: Lost) {
-        match lost {
-            Lost::Requests => self.losses.requests.store(true, Ordering::SeqCst),
-            Lost::Answers => self.losses.answers.store(true, Ordering::SeqCst),
-        }
+        self.course.send_replace(Course::Lost(lost));
     }
 
-    /// Loses nothing any more.
+    /// From now on everything waits, in both directions, until the proxy is mended.
+    pub fn hold(&self) {
+        self.course.send_replace(Course::Held);
+    }
+
+    /// From now on everything trickles, in both directions.
+    pub fn slow(&self) {
+        self.course.send_replace(Course::Slowed);
+    }
+
+    /// Loses nothing any more, and passes on at once what it held back.
     pub fn mend(&self) {
-        self.losses.requests.store(false, Ordering::SeqCst);
-        self.losses.answers.store(false, Ordering::SeqCst);
+        self.course.send_replace(Course::Passed);
     }
 
     /// Breaks the connections there are.
@@ -79,31 +98,55 @@ impl Proxy {
     }
 }
 
-async fn carry(client: TcpStream, server: UnixStream, losses: Arc<Losses>, mut broken: watch::Receiver<u64>) {
+async fn carry(
+    client: TcpStream,
+    server: UnixStream,
+    course: watch::Receiver<Course>,
+    mut broken: watch::Receiver<u64>,
+) {
     broken.mark_unchanged();
-    let (mut from_client, mut to_client) = client.into_split();
-    let (mut from_server, mut to_server) = server.into_split();
-    let requests = async {
-        let mut buffer = Vec::new();
-        while from_client.read_buf(&mut buffer).await.is_ok_and(|read| read > 0) {
-            if !losses.requests.load(Ordering::SeqCst) && to_server.write_all(&buffer).await.is_err() {
-                break;
-            }
-            buffer.clear();
-        }
-    };
-    let answers = async {
-        let mut buffer = Vec::new();
-        while from_server.read_buf(&mut buffer).await.is_ok_and(|read| read > 0) {
-            if !losses.answers.load(Ordering::SeqCst) && to_client.write_all(&buffer).await.is_err() {
-                break;
-            }
-            buffer.clear();
-        }
-    };
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
     tokio::select! {
-        () = requests => {}
-        () = answers => {}
+        () = pass(from_client, to_server, course.clone(), Lost::Requests) => {}
+        () = pass(from_server, to_client, course, Lost::Answers) => {}
         _ = broken.changed() => {}
+    }
+}
+
+/// Carries one direction until an end is closed.
+async fn pass(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut course: watch::Receiver<Course>,
+    direction: Lost,
+) {
+    let mut buffer = Vec::new();
+    while from.read_buf(&mut buffer).await.is_ok_and(|read| read > 0) {
+        while !buffer.is_empty() {
+            let now = *course.borrow_and_update();
+            let drop = match now {
+                Course::Passed => buffer.len(),
+                Course::Slowed => buffer.len().min(DROP_BYTES),
+                Course::Lost(lost) if lost == direction => {
+                    buffer.clear();
+                    break;
+                }
+                Course::Lost(_) => buffer.len(),
+                Course::Held => {
+                    if course.changed().await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+            };
+            if to.write_all(&buffer[..drop]).await.is_err() {
+                return;
+            }
+            buffer.drain(..drop);
+            if now == Course::Slowed {
+                sleep(DROP_PAUSE).await;
+            }
+        }
     }
 }

@@ -183,8 +183,16 @@ impl Replica {
     }
 
     pub fn signal(&self, signal: Signal) {
-        let id = i32::try_from(self.child.id().expect("the replica runs")).unwrap();
-        kill(Pid::from_raw(id), signal).unwrap();
+        kill(Pid::from_raw(self.process_id()), signal).unwrap();
+    }
+
+    pub fn process_id(&self) -> i32 {
+        i32::try_from(self.child.id().expect("the replica runs")).unwrap()
+    }
+
+    /// All that it has said on standard error.
+    pub fn output(&self) -> Vec<String> {
+        self.output.borrow().clone()
     }
 
     fn proc(&self, name: &str) -> PathBuf {

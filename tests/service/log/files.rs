@@ -1,10 +1,8 @@
 //! The log's file: rotated, torn, and on a disk that is full.
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,6 +12,7 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 
 use crate::support::client::{Answer, answer, change};
+use crate::support::disk::SmallDisk;
 use crate::support::replica::{Scratch, log_lines};
 use crate::support::world::{NOON, World};
 
@@ -123,51 +122,13 @@ async fn a_log_that_takes_no_line_lets_no_operation_be_answered_but_with_503() {
     assert!(world.stored().await.is_empty());
 }
 
-/// A file system of one mebibyte.
-struct SmallDisk(Scratch);
-
-impl SmallDisk {
-    fn mount() -> Result<Self, String> {
-        let directory = Scratch::new();
-        let mut mount = Command::new("mount");
-        mount
-            .args(["-t", "tmpfs", "-o", "size=1m,mode=0755", "tmpfs"])
-            .arg(&directory.0);
-        match mount.output() {
-            Ok(output) if output.status.success() => Ok(Self(directory)),
-            Ok(output) => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-
-    fn fill(&self) {
-        let mut file = fs::File::create(self.0.0.join("filler")).unwrap();
-        while file.write_all(&[0; 512]).is_ok() {}
-    }
-
-    fn free(&self) {
-        fs::remove_file(self.0.0.join("filler")).unwrap();
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: the replica may still have its log open.
-        let _ = Command::new("umount")
-            .arg("-l")
-            .arg(&self.0.0)
-            .stderr(Stdio::null())
-            .status();
-    }
-}
-
 #[tokio::test]
 async fn a_full_disk_stops_all_answers_and_space_on_it_brings_them_back() {
-    let disk = match SmallDisk::mount() {
+    let disk = match SmallDisk::mount(1) {
         Ok(disk) => disk,
         Err(reason) => return println!("skipped: a tmpfs cannot be mounted here: {reason}"),
     };
-    let log = disk.0.0.join("operations.log");
+    let log = disk.path().join("operations.log");
     let world = World::with(|options| options.log(&log)).await;
     world.deposit("a", 1).await;
     disk.fill();

@@ -33,9 +33,12 @@ pub struct Stored {
     pub operation_id: String,
     pub key: Option<String>,
     pub approved: bool,
+    /// The replica that stored it.
+    pub instance: String,
 }
 
 /// All that is stored of one user.
+#[derive(Clone, Debug, Default)]
 pub struct StoredUser {
     /// In order of acceptance.
     pub history: Vec<Stored>,
@@ -60,7 +63,7 @@ impl StoredUser {
         let timestamp = of("\"timestamp\"");
         let history = format!(
             "SELECT seq, {timestamp}, balance_change, balance_after, context, operation_id::text, idempotency_key, \
-             approved FROM changes_history WHERE user_id = $1 ORDER BY seq"
+             approved, instance FROM changes_history WHERE user_id = $1 ORDER BY seq"
         );
         let history = sql.query(&history, &[&user_id]).await.unwrap();
         let row = format!(
@@ -84,6 +87,7 @@ impl StoredUser {
                     operation_id: row.get(5),
                     key: row.get(6),
                     approved: row.get(7),
+                    instance: row.get(8),
                 })
                 .collect(),
             row: row.map(|row| (row.get(0), row.get(1), row.get(2), row.get(3))),
