@@ -1,0 +1,363 @@
+//! Three replicas, each behind a proxy of its own to the one PostgreSQL, with an Approver, and a load balancer in front.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use balance::config::{DatabaseConfig, DatabaseUrl};
+use balance::dev::{PostgresOptions, PrivatePostgres, StopMode};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use percent_encoding::percent_decode_str;
+use serde_json::Value;
+use tokio::process::{Child, Command};
+use tokio::time::{sleep, timeout};
+use tokio_postgres::{Client, NoTls};
+
+use crate::evidence::{Log, Verdict};
+use crate::model::Random;
+use crate::support::approver::{Behaviour, TestApprover};
+use crate::support::client::http_client;
+use crate::support::disk::SmallDisk;
+use crate::support::postgres::Database;
+use crate::support::proxy::Proxy;
+use crate::support::replica::{Replica, ReplicaOptions, Scratch};
+
+pub const REPLICAS: usize = 3;
+/// What the replicas run with; milliseconds.
+const OPERATION_TIMEOUT_MS: &str = "3000";
+const APPROVER_TIMEOUT_MS: &str = "800";
+/// How long a verdict takes.
+const VERDICT_DELAY: Duration = Duration::from_millis(80);
+/// Enough for the log of a long round.
+const DISK_MEBIBYTES: u32 = 512;
+
+/// A name that PostgreSQL, JSON and URLs all have to escape.
+fn instance(number: usize) -> String {
+    format!("replica-{} \"α\"", number + 1)
+}
+
+/// Where the logs of a replica are.
+enum LogPlace {
+    Small(SmallDisk),
+    /// A small file system cannot be mounted here.
+    Ordinary(Scratch),
+}
+
+impl LogPlace {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Small(disk) => disk.path(),
+            Self::Ordinary(directory) => &directory.0,
+        }
+    }
+}
+
+/// A replica through its lives.
+pub struct Site {
+    instance: String,
+    address: String,
+    pub proxy: Proxy,
+    place: LogPlace,
+    pub running: Option<Replica>,
+    kills: usize,
+    rotations: usize,
+}
+
+impl Site {
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    fn log(&self) -> PathBuf {
+        self.place.path().join("operations.log")
+    }
+
+    /// The disk under the log, if it can be filled.
+    pub fn disk(&self) -> Option<&SmallDisk> {
+        match &self.place {
+            LogPlace::Small(disk) => Some(disk),
+            LogPlace::Ordinary(_) => None,
+        }
+    }
+
+    pub async fn launch(&mut self, approver_url: &str) {
+        let options = ReplicaOptions::new(&self.proxy.url, approver_url)
+            .set("INSTANCE", &self.instance)
+            .set("LISTEN", &self.address)
+            .set("OPERATION_TIMEOUT_MS", OPERATION_TIMEOUT_MS)
+            .set("APPROVER_TIMEOUT_MS", APPROVER_TIMEOUT_MS)
+            .set("SHUTDOWN_DELAY_MS", "500")
+            .log(self.log());
+        self.running = Some(options.start().await);
+    }
+
+    /// `kill -9`.
+    pub async fn kill(&mut self) {
+        if let Some(mut replica) = self.running.take() {
+            replica.signal(Signal::SIGKILL);
+            replica.ended().await;
+            self.kills += 1;
+        }
+    }
+
+    /// SIGTERM; says what was wrong with the end.
+    pub async fn terminate(&mut self) -> Result<(), String> {
+        let Some(mut replica) = self.running.take() else {
+            return Ok(());
+        };
+        replica.signal(Signal::SIGTERM);
+        let status = replica.ended().await;
+        if status.success() {
+            return Ok(());
+        }
+        let said = replica.output();
+        let last = said[said.len().saturating_sub(5)..].join("\n");
+        Err(format!("{} ended after SIGTERM with {status}: {last}", self.instance))
+    }
+
+    /// As logrotate does: renames the log and sends SIGHUP. Does not wait.
+    pub fn rotate(&mut self) {
+        self.rotations += 1;
+        let old = self.place.path().join(format!("operations.log.{}", self.rotations));
+        if let Some(replica) = &self.running
+            && fs::rename(self.log(), old).is_ok()
+        {
+            replica.signal(Signal::SIGHUP);
+        }
+    }
+
+    /// Waits until the log is there, as it is again soon after a rotation.
+    pub async fn until_log(&self) -> Result<(), String> {
+        let there = timeout(Duration::from_secs(5), async {
+            while !self.log().exists() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        });
+        there
+            .await
+            .map_err(|_| format!("{} has no log after a rotation", self.instance))
+    }
+
+    /// All logs that the rotations and lives have left, in the order they were written in.
+    pub fn log_files(&self) -> Vec<PathBuf> {
+        let old = (1..=self.rotations).map(|number| self.place.path().join(format!("operations.log.{number}")));
+        old.chain([self.log()]).filter(|path| path.exists()).collect()
+    }
+
+    fn read_log(&self) -> Log {
+        let mut lines = Vec::new();
+        for path in self.log_files() {
+            let text = fs::read(path).unwrap();
+            let parse = |line| serde_json::from_slice(line).unwrap_or(Value::Null);
+            lines.extend(
+                text.split(|byte| *byte == b'\n')
+                    .filter(|line| !line.is_empty())
+                    .map(parse),
+            );
+        }
+        Log {
+            instance: self.instance.clone(),
+            lines,
+            kills: self.kills,
+        }
+    }
+}
+
+pub struct Cluster {
+    pub sites: Vec<Site>,
+    pub approver: TestApprover,
+    postgres: Option<PrivatePostgres>,
+    options: PostgresOptions,
+    database: Database,
+    balancer: Option<(Child, String)>,
+    #[allow(dead_code, reason = "removed with the cluster")]
+    scratch: Scratch,
+}
+
+impl Cluster {
+    pub async fn start(random: &mut Random) -> Self {
+        let scratch = Scratch::new();
+        let mut options = PostgresOptions::new(scratch.0.join("postgres"));
+        options.settings = vec![("max_wal_size".to_owned(), "256MB".to_owned())];
+        let postgres = PrivatePostgres::start(&options).await.unwrap();
+        postgres.create_database("torture").await.unwrap();
+        let database = Database {
+            url: postgres.url("torture"),
+            name: "torture".to_owned(),
+        };
+        let config = DatabaseConfig {
+            url: DatabaseUrl::parse(&database.url).unwrap(),
+            connections: 1,
+            application_name: "tests".to_owned(),
+        };
+        balance::store::migrate(&config).await.unwrap();
+        let approver = TestApprover::start().await;
+        let mut sites = Vec::new();
+        for number in 0..REPLICAS {
+            let place = match SmallDisk::mount(DISK_MEBIBYTES) {
+                Ok(disk) => LogPlace::Small(disk),
+                Err(_) => LogPlace::Ordinary(Scratch::new()),
+            };
+            let mut site = Site {
+                instance: instance(number),
+                address: free_address(random),
+                proxy: Proxy::start(&database).await,
+                place,
+                running: None,
+                kills: 0,
+                rotations: 0,
+            };
+            site.launch(&approver.url()).await;
+            sites.push(site);
+        }
+        let mut cluster = Self {
+            balancer: start_balancer(&sites, free_address(random)),
+            sites,
+            approver,
+            postgres: Some(postgres),
+            options,
+            database,
+            scratch,
+        };
+        cluster.approver_recovers();
+        cluster.until_balanced().await;
+        cluster
+    }
+
+    /// Where requests can be sent: to each replica, and to the load balancer.
+    pub fn urls(&self) -> Vec<String> {
+        let replicas = self.sites.iter().map(Site::url);
+        replicas
+            .chain(self.balancer.as_ref().map(|(_, url)| url.clone()))
+            .collect()
+    }
+
+    pub fn has_balancer(&self) -> bool {
+        self.balancer.is_some()
+    }
+
+    async fn until_balanced(&mut self) {
+        let Some((_, url)) = &self.balancer else { return };
+        let ready = format!("{url}/readyz");
+        let http = http_client();
+        let reached = timeout(Duration::from_secs(20), async {
+            while !http.get(&ready).send().await.is_ok_and(|answer| answer.status() == 200) {
+                sleep(Duration::from_millis(20)).await;
+            }
+        });
+        reached.await.expect("HAProxy finds a replica");
+    }
+
+    /// A connection past the proxies.
+    pub async fn sql(&self) -> Client {
+        let (client, connection) = tokio_postgres::connect(&self.database.url, NoTls).await.unwrap();
+        tokio::spawn(async { drop(connection.await) });
+        client
+    }
+
+    pub fn database_url(&self) -> &str {
+        &self.database.url
+    }
+
+    pub async fn launch(&mut self, number: usize) {
+        let url = self.approver.url();
+        self.sites[number].launch(&url).await;
+    }
+
+    /// Stops PostgreSQL as a crash would, or kills it, and waits until it has ended.
+    pub async fn stop_postgres(&mut self, killed: bool) {
+        let Some(mut postgres) = self.postgres.take() else {
+            return;
+        };
+        if killed {
+            kill(Pid::from_raw(postgres.process_id()), Signal::SIGKILL).unwrap();
+            postgres.exited().await;
+        } else {
+            postgres.stop(StopMode::Immediate).await.unwrap();
+        }
+    }
+
+    /// Returns when PostgreSQL takes connections.
+    pub async fn start_postgres(&mut self) {
+        if self.postgres.is_none() {
+            self.postgres = Some(PrivatePostgres::start(&self.options).await.unwrap());
+        }
+    }
+
+    /// Approves at once but what is divisible by 7.
+    pub fn approver_recovers(&self) {
+        self.approver.delay(VERDICT_DELAY);
+        self.approver.always(Behaviour::Judge(judge));
+    }
+
+    pub fn verdicts(&self) -> Vec<Verdict> {
+        let verdicts = self.approver.verdicts().into_iter();
+        let verdicts = verdicts.filter(|(_, status)| matches!(status, 200 | 403));
+        verdicts
+            .map(|(target, status)| Verdict {
+                user: percent_decode_str(parameter(&target, "userId"))
+                    .decode_utf8()
+                    .unwrap()
+                    .into_owned(),
+                change: parameter(&target, "balanceChange").parse().unwrap(),
+                approved: status == 200,
+            })
+            .collect()
+    }
+
+    pub fn read_logs(&self) -> Vec<Log> {
+        self.sites.iter().map(Site::read_log).collect()
+    }
+
+    /// Ends everything; PostgreSQL's directory goes too.
+    pub async fn stop(mut self) {
+        for site in &mut self.sites {
+            site.kill().await;
+        }
+        if let Some(mut postgres) = self.postgres.take() {
+            postgres.stop(StopMode::Immediate).await.unwrap();
+            let _ = fs::remove_dir_all(postgres.data_dir());
+        }
+    }
+}
+
+fn judge(target: &str) -> u16 {
+    let change: i64 = parameter(target, "balanceChange").parse().unwrap();
+    if change % 7 == 0 { 403 } else { 200 }
+}
+
+fn parameter<'a>(target: &'a str, name: &str) -> &'a str {
+    let mut parts = target.split(['?', '&']).filter_map(|part| part.split_once('='));
+    parts.find(|(found, _)| *found == name).map_or("", |(_, value)| value)
+}
+
+/// One that stays the same through a replica's lives, and below the ports that the system gives to others meanwhile.
+fn free_address(random: &mut Random) -> String {
+    loop {
+        let address = format!("127.0.0.1:{}", random.between(10_000, 30_000));
+        // A crowd of test programs draws from the same numbers.
+        random.0 ^= u64::from(std::process::id());
+        if TcpListener::bind(&address).is_ok() {
+            return address;
+        }
+    }
+}
+
+/// HAProxy with the configuration that is under `env/`; nothing where it is not installed.
+fn start_balancer(sites: &[Site], address: String) -> Option<(Child, String)> {
+    let configuration = Path::new(env!("CARGO_MANIFEST_DIR")).join("env/haproxy.cfg");
+    // Debian's is in a directory that is not in every user's path.
+    ["haproxy", "/usr/sbin/haproxy"].into_iter().find_map(|program| {
+        let mut command = Command::new(program);
+        command.arg("-f").arg(&configuration).env("BALANCE_BIND", &address);
+        for (number, site) in (1..).zip(sites) {
+            command.env(format!("REPLICA_{number}"), &site.address);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.kill_on_drop(true).spawn().ok()?;
+        Some((child, format!("http://{address}")))
+    })
+}

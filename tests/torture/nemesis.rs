@@ -1,0 +1,362 @@
+//! What goes wrong, in an order that the seed decides; and how long the service takes to be back afterwards.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::sync::mpsc;
+use tokio::time::{interval, sleep, timeout};
+
+use crate::calm::Usage;
+use crate::cluster::{Cluster, REPLICAS};
+use crate::evidence::{Ask, Change};
+use crate::model::{Micros, Random};
+use crate::support::approver::Behaviour;
+use crate::support::proxy::Lost;
+use crate::workload::Recorder;
+
+/// A probe is sent this often until one has a good answer.
+const PROBE_EVERY: Duration = Duration::from_millis(100);
+/// Long after this the service will not be back by itself.
+const GIVE_UP: Duration = Duration::from_secs(20);
+
+/// One thing that goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    ReplicaKilled,
+    AllReplicasKilled,
+    ReplicaTerminated,
+    RollingRestart,
+    PostgresStoppedAtOnce,
+    PostgresKilled,
+    BackendKilled,
+    BackendsTerminated,
+    AnswersSwallowed,
+    RequestsSwallowed,
+    ConnectionsCut,
+    ConnectionsHeld,
+    ConnectionsSlow,
+    KilledWhileAnswersAreSwallowed,
+    KilledWhileRequestsAreHeld,
+    AllKilledAndPostgresToo,
+    ApproverHangs,
+    ApproverErrs,
+    ApproverResets,
+    ApproverTooSlow,
+    DiskFull,
+    LogRotated,
+    KilledAfterRotation,
+    RowLocked,
+}
+
+const ALL: [Fault; 24] = [
+    Fault::ReplicaKilled,
+    Fault::AllReplicasKilled,
+    Fault::ReplicaTerminated,
+    Fault::RollingRestart,
+    Fault::PostgresStoppedAtOnce,
+    Fault::PostgresKilled,
+    Fault::BackendKilled,
+    Fault::BackendsTerminated,
+    Fault::AnswersSwallowed,
+    Fault::RequestsSwallowed,
+    Fault::ConnectionsCut,
+    Fault::ConnectionsHeld,
+    Fault::ConnectionsSlow,
+    Fault::KilledWhileAnswersAreSwallowed,
+    Fault::KilledWhileRequestsAreHeld,
+    Fault::AllKilledAndPostgresToo,
+    Fault::ApproverHangs,
+    Fault::ApproverErrs,
+    Fault::ApproverResets,
+    Fault::ApproverTooSlow,
+    Fault::DiskFull,
+    Fault::LogRotated,
+    Fault::KilledAfterRotation,
+    Fault::RowLocked,
+];
+
+/// How often each fault came about, and the longest time that the service took to be back after it.
+pub type Faults = BTreeMap<Fault, (usize, Duration)>;
+
+pub struct Nemesis<'a> {
+    pub cluster: &'a mut Cluster,
+    pub recorder: Arc<Recorder>,
+    pub random: Random,
+    pub faults: Faults,
+    /// The first good answer of each kind must come within this time after a fault is over.
+    pub back_within: Duration,
+    /// The most that any replica has taken.
+    pub peak: Usage,
+    /// What should not have been.
+    pub troubles: Vec<String>,
+}
+
+impl Nemesis<'_> {
+    /// One fault after the other until the time is over; each comes once before any comes again.
+    pub async fn rage(&mut self, until: Instant) {
+        let mut order = Vec::new();
+        while Instant::now() < until {
+            if order.is_empty() {
+                order = ALL.to_vec();
+                for index in (1..order.len()).rev() {
+                    order.swap(index, usize::try_from(self.random.next() % (index as u64 + 1)).unwrap());
+                }
+            }
+            let Some(fault) = order.pop() else { continue };
+            self.rage_once(fault).await;
+        }
+    }
+
+    /// One fault, and how long the service takes to be back.
+    pub async fn rage_once(&mut self, fault: Fault) {
+        if self.befall(fault).await {
+            self.back(fault, Instant::now()).await;
+            self.watch();
+            self.pause(200, 800).await;
+        }
+    }
+
+    fn watch(&mut self) {
+        let running = self.cluster.sites.iter().filter_map(|site| site.running.as_ref());
+        let usages = running.filter_map(|replica| Usage::of(replica.process_id()));
+        self.peak = usages.fold(self.peak, |peak, usage| {
+            if usage.resident_kib > peak.resident_kib {
+                usage
+            } else {
+                peak
+            }
+        });
+    }
+
+    async fn pause(&mut self, from_ms: i64, to_ms: i64) {
+        let pause = self.random.between(from_ms, to_ms);
+        sleep(Duration::from_millis(u64::try_from(pause).unwrap())).await;
+    }
+
+    /// Lets a fault begin and end; false where it cannot be had here.
+    async fn befall(&mut self, fault: Fault) -> bool {
+        let one = usize::try_from(self.random.next() % REPLICAS as u64).unwrap();
+        match fault {
+            Fault::ReplicaKilled => {
+                self.cluster.sites[one].kill().await;
+                self.pause(0, 700).await;
+                self.cluster.launch(one).await;
+            }
+            Fault::AllReplicasKilled => {
+                self.kill_all().await;
+                self.launch_all().await;
+            }
+            Fault::ReplicaTerminated => self.restart(one).await,
+            Fault::RollingRestart => {
+                for number in 0..REPLICAS {
+                    self.restart(number).await;
+                }
+            }
+            Fault::PostgresStoppedAtOnce | Fault::PostgresKilled => {
+                self.cluster.stop_postgres(fault == Fault::PostgresKilled).await;
+                self.pause(0, 1_500).await;
+                self.cluster.start_postgres().await;
+            }
+            Fault::BackendKilled => self.kill_backend().await,
+            Fault::BackendsTerminated => {
+                for _ in 0..3 {
+                    let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                                     WHERE datname = current_database() AND pid <> pg_backend_pid()";
+                    self.cluster.sql().await.batch_execute(terminate).await.unwrap();
+                    self.pause(0, 200).await;
+                }
+            }
+            Fault::AnswersSwallowed => self.lose(one, Lost::Answers).await,
+            Fault::RequestsSwallowed => self.lose(one, Lost::Requests).await,
+            Fault::ConnectionsCut => {
+                for _ in 0..5 {
+                    self.cluster.sites[one].proxy.break_connections();
+                    self.pause(0, 150).await;
+                }
+            }
+            Fault::ConnectionsHeld => {
+                self.cluster.sites[one].proxy.hold();
+                self.pause(300, 2_500).await;
+                self.cluster.sites[one].proxy.mend();
+            }
+            Fault::ConnectionsSlow => {
+                self.cluster.sites[one].proxy.slow();
+                self.pause(500, 2_500).await;
+                self.cluster.sites[one].proxy.mend();
+            }
+            Fault::KilledWhileAnswersAreSwallowed => {
+                self.cluster.sites[one].proxy.lose(Lost::Answers);
+                self.pause(20, 300).await;
+                self.cluster.sites[one].kill().await;
+                self.cluster.sites[one].proxy.mend();
+                self.cluster.launch(one).await;
+            }
+            Fault::KilledWhileRequestsAreHeld => {
+                self.cluster.sites[one].proxy.hold();
+                self.pause(20, 300).await;
+                self.cluster.sites[one].kill().await;
+                // What is held reaches PostgreSQL while the next life of the replica begins.
+                self.cluster.sites[one].proxy.mend();
+                self.cluster.launch(one).await;
+            }
+            Fault::AllKilledAndPostgresToo => {
+                self.kill_all().await;
+                self.cluster.stop_postgres(true).await;
+                self.cluster.start_postgres().await;
+                self.launch_all().await;
+            }
+            Fault::ApproverHangs | Fault::ApproverErrs | Fault::ApproverResets | Fault::ApproverTooSlow => {
+                match fault {
+                    Fault::ApproverHangs => self.cluster.approver.always(Behaviour::Hang),
+                    Fault::ApproverErrs => self.cluster.approver.always(Behaviour::Status(500)),
+                    Fault::ApproverResets => self.cluster.approver.always(Behaviour::Reset),
+                    // More than one call may take, and at times more than an operation.
+                    _ => self.cluster.approver.delay(Duration::from_millis(2_000)),
+                }
+                self.pause(300, 2_000).await;
+                self.cluster.approver_recovers();
+            }
+            Fault::DiskFull => {
+                let Some(disk) = self.cluster.sites[one].disk() else {
+                    return false;
+                };
+                disk.fill();
+                self.pause(300, 1_500).await;
+                if let Some(disk) = self.cluster.sites[one].disk() {
+                    disk.free();
+                }
+            }
+            Fault::LogRotated => {
+                for _ in 0..3 {
+                    self.cluster.sites[one].rotate();
+                    let there = self.cluster.sites[one].until_log().await;
+                    self.troubles.extend(there.err());
+                    self.pause(0, 200).await;
+                }
+            }
+            Fault::KilledAfterRotation => {
+                self.cluster.sites[one].rotate();
+                self.pause(0, 60).await;
+                self.cluster.sites[one].kill().await;
+                self.cluster.launch(one).await;
+            }
+            Fault::RowLocked => {
+                let sql = self.cluster.sql().await;
+                let lock = "BEGIN; SELECT FROM balance WHERE user_id = 'docs' FOR UPDATE";
+                sql.batch_execute(lock).await.unwrap();
+                self.pause(100, 1_000).await;
+                sql.batch_execute("ROLLBACK").await.unwrap();
+            }
+        }
+        true
+    }
+
+    async fn kill_all(&mut self) {
+        for site in &mut self.cluster.sites {
+            site.kill().await;
+        }
+    }
+
+    async fn launch_all(&mut self) {
+        for number in 0..REPLICAS {
+            self.cluster.launch(number).await;
+        }
+    }
+
+    /// SIGTERM, the end, and a new life.
+    pub async fn restart(&mut self, number: usize) {
+        let ended = self.cluster.sites[number].terminate().await;
+        self.troubles.extend(ended.err());
+        self.cluster.launch(number).await;
+    }
+
+    async fn lose(&mut self, one: usize, lost: Lost) {
+        self.cluster.sites[one].proxy.lose(lost);
+        self.pause(50, 1_500).await;
+        self.cluster.sites[one].proxy.mend();
+        // A connection that has lost something is of no use.
+        self.cluster.sites[one].proxy.break_connections();
+    }
+
+    /// `kill -9` of one of PostgreSQL's processes: it ends the others too and recovers by itself.
+    async fn kill_backend(&mut self) {
+        let sql = self.cluster.sql().await;
+        let backends =
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        let backends = sql.query(backends, &[]).await.unwrap();
+        if let Some(backend) = backends.first() {
+            kill(Pid::from_raw(backend.get(0)), Signal::SIGKILL).unwrap();
+        }
+        // It is back when it takes connections again.
+        let url = self.cluster.database_url().to_owned();
+        let back = timeout(GIVE_UP, async {
+            sql.simple_query("SELECT pg_sleep(60)").await.unwrap_err();
+            while tokio_postgres::connect(&url, tokio_postgres::NoTls).await.is_err() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        });
+        back.await.expect("PostgreSQL recovers");
+    }
+
+    /// Waits until each replica gives good answers, to a read, a change and a big change.
+    async fn back(&mut self, fault: Fault, over: Instant) {
+        let probes = (0..REPLICAS).map(|replica| back(&self.recorder, replica));
+        let back = futures_util::future::join_all(probes).await;
+        let took = over.elapsed();
+        let (times, longest) = self.faults.entry(fault).or_default();
+        *times += 1;
+        *longest = took.max(*longest);
+        for (replica, is_back) in back.into_iter().enumerate() {
+            if !is_back {
+                let trouble = format!("replica {} is not back {GIVE_UP:?} after {fault:?}", replica + 1);
+                self.troubles.push(trouble);
+            }
+        }
+        if took > self.back_within {
+            self.troubles
+                .push(format!("the service was back {took:?} after {fault:?}"));
+        }
+    }
+}
+
+/// Probes a replica until there was a good answer to each kind of request; probes that hang hold up no others.
+async fn back(recorder: &Arc<Recorder>, replica: usize) -> bool {
+    let (good, mut answered) = mpsc::unbounded_channel();
+    let mut missing = vec![0, 1, 2];
+    let mut ticks = interval(PROBE_EVERY);
+    let deadline = Instant::now() + GIVE_UP;
+    while !missing.is_empty() && Instant::now() < deadline {
+        tokio::select! {
+            _ = ticks.tick() => for kind in missing.clone() {
+                let (recorder, good) = (Arc::clone(recorder), good.clone());
+                tokio::spawn(async move {
+                    if recorder.send(replica, probe(&recorder, kind)).await.is_some_and(|said| said.status == 200) {
+                        let _nobody_waits_any_more = good.send(kind);
+                    }
+                });
+            },
+            Some(kind) = answered.recv() => missing.retain(|other| *other != kind),
+        }
+    }
+    missing.is_empty()
+}
+
+fn probe(recorder: &Recorder, kind: usize) -> Ask {
+    const MOMENT: Micros = 1_769_860_800_000_000;
+    let user = "probe".to_owned();
+    let number = recorder.number();
+    match kind {
+        0 => Ask::Balance { user, at: None },
+        _ => Ask::Change(Arc::new(Change {
+            user,
+            context: format!("probe {number}"),
+            // The Approver denies what is divisible by 7.
+            change: if kind == 1 { 1 } else { 100_001 + 7 * number },
+            timestamp: MOMENT + number,
+            key: None,
+        })),
+    }
+}

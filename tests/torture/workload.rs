@@ -1,0 +1,345 @@
+//! Clients that change and read balances of a few hot and many cold users, through every replica and the load balancer,
+//! and keep a record of all they asked and heard.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use futures_util::future::join_all;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::{Client, RequestBuilder};
+use serde_json::json;
+use tokio::time::{sleep, timeout};
+
+use crate::evidence::{Ask, Change, Exchange, Said};
+use crate::model::{Micros, Random, rfc3339};
+use crate::support::client::http_client;
+
+const SECOND: i64 = 1_000_000;
+const HOT: [&str; 3] = ["hot α", "a/b?c=d", "docs"];
+const COLD: i64 = 400;
+pub const THRESHOLD: u64 = 100_000;
+/// No answer within this time is a hang: the replicas give up after 3 s and some grace.
+const PATIENCE: Duration = Duration::from_secs(9);
+/// After all operations: 2200-01-01.
+const AFTER_ALL: Micros = 7_258_118_400 * SECOND;
+
+/// Sends requests, and keeps what came of them.
+pub struct Recorder {
+    began: Instant,
+    http: Client,
+    pub urls: Vec<String>,
+    exchanges: Mutex<Vec<Exchange>>,
+    /// Requests that were not answered in time.
+    hangs: Mutex<Vec<String>>,
+    /// Makes amounts of big changes, and moments of histories, unlike all others.
+    next_number: AtomicI64,
+}
+
+impl Recorder {
+    pub fn new(urls: Vec<String>) -> Self {
+        Self {
+            began: Instant::now(),
+            http: http_client(),
+            urls,
+            exchanges: Mutex::default(),
+            hangs: Mutex::default(),
+            next_number: AtomicI64::new(1),
+        }
+    }
+
+    pub fn number(&self) -> i64 {
+        self.next_number.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub fn take(&self) -> (Vec<Exchange>, Vec<String>) {
+        let exchanges = std::mem::take(&mut *self.exchanges.lock().unwrap());
+        (exchanges, std::mem::take(&mut *self.hangs.lock().unwrap()))
+    }
+
+    /// Sends a request by this way and waits for the answer.
+    pub async fn send(&self, way: usize, ask: Ask) -> Option<Said> {
+        self.send_for(way, ask, PATIENCE).await
+    }
+
+    /// As [`send`](Self::send), but hangs up after this time.
+    async fn send_for(&self, way: usize, ask: Ask, patience: Duration) -> Option<Said> {
+        let sent_at = self.began.elapsed();
+        let answer = timeout(patience, heard(self.request(way, &ask))).await;
+        let ended_at = self.began.elapsed();
+        if answer.is_err() && patience == PATIENCE {
+            let hang = format!("{ask:?} by way {way} at {sent_at:?}");
+            self.hangs.lock().unwrap().push(hang);
+        }
+        let said = answer.ok().flatten();
+        self.exchanges.lock().unwrap().push(Exchange {
+            ask,
+            sent_at,
+            ended_at,
+            said: said.clone(),
+        });
+        said
+    }
+
+    fn request(&self, way: usize, ask: &Ask) -> RequestBuilder {
+        let url = &self.urls[way];
+        let of_user = |user: &str| format!("{url}/{}", utf8_percent_encode(user, NON_ALPHANUMERIC));
+        let moment = |at: Micros| utf8_percent_encode(&rfc3339(at), NON_ALPHANUMERIC).to_string();
+        match ask {
+            Ask::Balance { user, at: None } => self.http.get(format!("{}/balance", of_user(user))),
+            Ask::Balance { user, at: Some(at) } => {
+                self.http
+                    .get(format!("{}/balance?timestamp={}", of_user(user), moment(*at)))
+            }
+            Ask::History { user, to, limit } => {
+                let query = format!("to={}&limit={limit}", moment(*to));
+                self.http.get(format!("{}/history?{query}", of_user(user)))
+            }
+            Ask::Change(change) => {
+                let body = json!({ "userId": change.user, "context": change.context,
+                    "balanceChange": change.change, "timestamp": rfc3339(change.timestamp) });
+                let request = self
+                    .http
+                    .post(format!("{url}/changeBalance"))
+                    .header("content-type", "application/json")
+                    .body(body.to_string());
+                match &change.key {
+                    Some(key) => request.header("idempotency-key", key),
+                    None => request,
+                }
+            }
+        }
+    }
+}
+
+/// What the service answered; nothing if the connection broke or the load balancer answered in its place.
+async fn heard(request: RequestBuilder) -> Option<Said> {
+    let response = request.send().await.ok()?;
+    let status = response.status().as_u16();
+    let headers = response.headers().clone();
+    let body = response.bytes().await.ok()?;
+    if headers.contains_key("proxy-status") {
+        return None;
+    }
+    let media_type = if status == 200 {
+        "application/json"
+    } else {
+        "application/problem+json"
+    };
+    assert_eq!(headers["content-type"], media_type, "{status}");
+    assert_eq!(headers.contains_key("retry-after"), status == 503, "{status}");
+    let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    Some(Said {
+        status,
+        code: body["code"].as_str().unwrap_or_default().to_owned(),
+        replayed: headers.contains_key("idempotency-replayed"),
+        body,
+    })
+}
+
+/// The clients at work.
+pub struct Workload {
+    recorder: Arc<Recorder>,
+    enough: Arc<AtomicBool>,
+    clients: Vec<tokio::task::JoinHandle<()>>,
+}
+
+struct LoadClient {
+    number: usize,
+    step: usize,
+    random: Random,
+    recorder: Arc<Recorder>,
+}
+
+impl Workload {
+    pub fn start(recorder: &Arc<Recorder>, clients: usize, random: &mut Random) -> Self {
+        let enough = Arc::new(AtomicBool::new(false));
+        let clients = (0..clients).map(|number| {
+            let mut client = LoadClient {
+                number,
+                step: 0,
+                random: Random(random.next()),
+                recorder: Arc::clone(recorder),
+            };
+            let enough = Arc::clone(&enough);
+            tokio::spawn(async move {
+                while !enough.load(Ordering::Relaxed) {
+                    client.step().await;
+                }
+            })
+        });
+        Self {
+            clients: clients.collect(),
+            recorder: Arc::clone(recorder),
+            enough,
+        }
+    }
+
+    /// Ends the load, once each client has heard what it waits for.
+    pub async fn stop(&mut self) {
+        self.enough.store(true, Ordering::Relaxed);
+        for client in self.clients.drain(..) {
+            client.await.unwrap();
+        }
+    }
+
+    /// Repeats each change with a key that has no final answer until it has one: by two ways at once, as a client might
+    /// that has forgotten what it was told.
+    pub async fn settle(&self, random: &mut Random) {
+        let mut unsettled: HashMap<String, Arc<Change>> = HashMap::new();
+        let mut settled: HashSet<String> = HashSet::new();
+        for exchange in self.recorder.exchanges.lock().unwrap().iter() {
+            if let Ask::Change(change) = &exchange.ask
+                && change.key.is_some()
+            {
+                match &exchange.said {
+                    Some(said) if said.status != 503 => drop(settled.insert(change.context.clone())),
+                    _ => drop(unsettled.insert(change.context.clone(), Arc::clone(change))),
+                }
+            }
+        }
+        // Some of those that are settled too: what they were told holds.
+        let left = unsettled
+            .into_iter()
+            .filter(|(context, _)| !settled.contains(context) || random.percent(50));
+        let mut left: Vec<_> = left.map(|(_, change)| change).collect();
+        left.sort_by(|one, other| one.context.cmp(&other.context));
+        for some in left.chunks(16) {
+            let ways = self.recorder.urls.len() as u64;
+            let first: usize = usize::try_from(random.next() % ways).unwrap();
+            join_all(some.iter().map(|change| self.settle_one(change, first))).await;
+        }
+    }
+
+    async fn settle_one(&self, change: &Arc<Change>, first: usize) {
+        let ways = self.recorder.urls.len();
+        for attempt in 0..20 {
+            let ways = [(first + attempt) % ways, (first + attempt + 1) % ways];
+            let sent = ways.map(|way| self.recorder.send(way, Ask::Change(Arc::clone(change))));
+            let answers = join_all(sent).await;
+            if answers.iter().flatten().any(|said| said.status != 503) {
+                return;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+impl LoadClient {
+    async fn step(&mut self) {
+        self.step += 1;
+        let way = self.way();
+        let said = match self.random.next() % 100 {
+            0..12 => self.read(way, false).await,
+            12..34 => self.read(way, true).await,
+            34..38 => {
+                let ask = Ask::History {
+                    user: self.user(),
+                    to: AFTER_ALL + self.recorder.number(),
+                    limit: usize::try_from(self.random.between(1, 30)).unwrap(),
+                };
+                self.recorder.send(way, ask).await
+            }
+            38..42 => {
+                // Hangs up in the middle, mostly before the answer.
+                let ask = Ask::Change(Arc::new(self.change(false)));
+                let patience = Duration::from_micros(self.random.next() % 20_000);
+                self.recorder.send_for(way, ask, patience).await
+            }
+            42..75 => {
+                let ask = Ask::Change(Arc::new(self.change(false)));
+                self.recorder.send(way, ask).await
+            }
+            _ => self.keyed(way).await,
+        };
+        // A client that finds nobody, or is asked to come later, waits a little; the others think for a moment.
+        let pause = match said {
+            Some(said) if said.status != 503 => self.random.next() % 10_000,
+            _ => 20_000 + self.random.next() % 30_000,
+        };
+        sleep(Duration::from_micros(pause)).await;
+    }
+
+    async fn read(&mut self, way: usize, of_a_moment: bool) -> Option<Said> {
+        let user = self.user();
+        let at = of_a_moment.then(|| self.moment());
+        self.recorder.send(way, Ask::Balance { user, at }).await
+    }
+
+    /// A change with a key: at times sent by two ways at once, at times with a rival that has another body, and repeated
+    /// on other ways until it is settled, or given up to be settled in the end.
+    async fn keyed(&mut self, way: usize) -> Option<Said> {
+        let change = Arc::new(self.change(true));
+        let mut asks = vec![(way, Ask::Change(Arc::clone(&change)))];
+        if self.random.percent(25) {
+            let rival = Change {
+                user: change.user.clone(),
+                context: format!("{} rival", change.context),
+                key: change.key.clone(),
+                ..*change
+            };
+            let ask = if self.random.percent(40) {
+                Arc::new(rival)
+            } else {
+                Arc::clone(&change)
+            };
+            asks.push((self.way(), Ask::Change(ask)));
+        }
+        let sent = asks.into_iter().map(|(way, ask)| self.recorder.send(way, ask));
+        let mut said = join_all(sent).await.swap_remove(0);
+        for _ in 0..self.random.next() % 4 {
+            let settled = said.as_ref().is_some_and(|said| said.status != 503);
+            if settled && !self.random.percent(10) {
+                break;
+            }
+            sleep(Duration::from_millis(self.random.next() % 50)).await;
+            let way = self.way();
+            said = self.recorder.send(way, Ask::Change(Arc::clone(&change))).await;
+        }
+        said
+    }
+
+    fn way(&mut self) -> usize {
+        usize::try_from(self.random.next() % self.recorder.urls.len() as u64).unwrap()
+    }
+
+    fn user(&mut self) -> String {
+        match self.random.next() % 100 {
+            0..60 => HOT[usize::try_from(self.random.next() % 3).unwrap()].to_owned(),
+            60..97 => format!("cold {}", self.random.between(1, COLD)),
+            _ => format!("new {} {}", self.number, self.step),
+        }
+    }
+
+    /// Mostly now by the client's clock; late by up to a minute or an hour; in the future; or the same as others'.
+    fn moment(&mut self) -> Micros {
+        let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros()).unwrap();
+        match self.random.next() % 100 {
+            0..45 => now,
+            45..70 => now - self.random.between(0, 60 * SECOND),
+            70..78 => now - self.random.between(0, 3_600 * SECOND),
+            78..83 => now + self.random.between(0, 3_600 * SECOND),
+            _ => now / SECOND * SECOND,
+        }
+    }
+
+    fn change(&mut self, keyed: bool) -> Change {
+        let context = format!("client {} step {}", self.number, self.step);
+        let amount = match self.random.next() % 100 {
+            0..4 => 100_000 + self.recorder.number(),
+            4..6 => -100_000 - self.recorder.number(),
+            // A walk that often runs into zero.
+            6..60 => self.random.between(-9_000, 9_000),
+            60..98 => self.random.between(-900, 1_000),
+            _ => 0,
+        };
+        Change {
+            user: self.user(),
+            change: amount,
+            timestamp: self.moment(),
+            key: keyed.then(|| context.replace(' ', "-")),
+            context,
+        }
+    }
+}
