@@ -115,8 +115,13 @@ impl Server {
 
     /// The most memory that was resident since the start, in bytes; `None` where the operating system does not tell.
     pub fn peak_memory(&self) -> Option<u64> {
+        self.memory("VmHWM:")
+    }
+
+    /// What `/proc` says of the memory under this name, in bytes.
+    pub fn memory(&self, name: &str) -> Option<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()?)).ok()?;
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix(name))?;
         let kibibytes: u64 = peak.trim().strip_suffix("kB")?.trim().parse().ok()?;
         Some(kibibytes * 1_024)
     }
