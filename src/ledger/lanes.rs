@@ -1,19 +1,22 @@
 //! Changes in batches of many users: what waits is read together, judged, and committed with one statement.
 //!
 //! A lane is a task, and a user's changes always go through the same one. What a batch cannot settle at once gets a turn
-//! of its own, so that it holds up none of the others.
+//! of its own, so that it holds up none of the others; and a batch that is held up itself goes on beside its lane.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use std::time::Duration;
+
 use futures_util::FutureExt;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
 
 use super::answers::{Answers, Pending, expiring, ticks};
 use super::attempt::{Recorder, UserChanges};
-use super::turns::Turns;
+use super::turns::{Turn, Turns};
 use super::{Answer, Backlog, Place, Proposal, Unavailable, take_waiting};
 use crate::config::LedgerConfig;
 use crate::domain::UserId;
@@ -24,6 +27,12 @@ const MAX_TOGETHER: usize = 1_024;
 /// An operation with more checkpoints behind it gets a turn of its own: reading and shifting these takes a fraction of
 /// what a batch takes, more would hold up the others.
 const REACH: Reach = Reach::Checkpoints(64);
+/// A batch that takes longer goes on by itself, so that what it waits for, such as a row that somebody else has locked,
+/// holds up its own users only. Far above what a batch takes.
+const HELD_UP: Duration = Duration::from_millis(250);
+/// The most batches of a lane that go on by themselves, each with a connection to PostgreSQL; where all are slow, more at
+/// once would be no faster.
+const MOST_APART: usize = 2;
 
 /// The ways into the store.
 pub(super) struct Lanes(Vec<Entrance>);
@@ -40,6 +49,8 @@ struct Lane<S> {
     turns: Turns,
     /// The most users of one statement.
     batch_users: usize,
+    /// For batches that go on by themselves.
+    apart: Arc<Semaphore>,
 }
 
 /// What has come to a lane and waits for the batch under way.
@@ -59,6 +70,7 @@ impl Lanes {
                 recorder: Arc::clone(recorder),
                 turns: Turns::default(),
                 batch_users: config.commit_batch_users,
+                apart: Arc::new(Semaphore::new(MOST_APART)),
             };
             let arrived = Arrivals {
                 queue: arrived,
@@ -159,17 +171,45 @@ impl<S: LedgerStore> Lane<S> {
     }
 
     /// One reading and one commit for all; what is left is handed over.
-    async fn settle(&self, mut groups: Vec<UserChanges>) {
-        let mut answers = Answers::default();
-        let attempt = self.recorder.attempt(&mut groups, REACH, &mut answers);
-        // Should it panic, the callers are told that the outcome is not known, and the lane goes on.
-        if AssertUnwindSafe(attempt).catch_unwind().await.is_err() {
-            tracing::error!("a batch of changes was not carried to its end");
-            return;
-        }
-        answers.deliver();
-        let left = groups.into_iter().filter(|group| !group.changes.is_empty());
-        left.for_each(|group| self.hand_over(group));
+    async fn settle(&self, groups: Vec<UserChanges>) {
+        let users: Vec<UserId> = groups.iter().map(|group| group.user_id.clone()).collect();
+        let mut attempt = Box::pin(attempt(Arc::clone(&self.recorder), groups));
+        let left = match timeout(HELD_UP, attempt.as_mut()).await {
+            Ok(left) => left,
+            Err(_) => match Arc::clone(&self.apart).try_acquire_owned() {
+                Ok(place) => return self.go_on_apart(users, attempt, place),
+                Err(_) => attempt.await,
+            },
+        };
+        left.into_iter().for_each(|group| self.hand_over(group));
+    }
+
+    /// Lets a batch end in a task of its own. Its users have their turns until then: what arrives for them waits.
+    fn go_on_apart(
+        &self,
+        users: Vec<UserId>,
+        attempt: impl Future<Output = Vec<UserChanges>> + Send + 'static,
+        place: OwnedSemaphorePermit,
+    ) {
+        let turns: Vec<Turn> = users
+            .into_iter()
+            .filter_map(|user_id| self.turns.begin_or_join(UserChanges::new(user_id)))
+            .collect();
+        let recorder = Arc::clone(&self.recorder);
+        let all = self.turns.clone();
+        tokio::spawn(async move {
+            let expire = || turns.iter().for_each(Turn::expire);
+            let left = expiring(&mut ticks(), attempt, expire).await;
+            drop(place);
+            for group in left {
+                // They have their turns already.
+                all.begin_or_join(group);
+            }
+            for turn in turns {
+                let recorder = Arc::clone(&recorder);
+                tokio::spawn(async move { recorder.work(turn).await });
+            }
+        });
     }
 
     fn hand_over(&self, group: UserChanges) {
@@ -178,4 +218,18 @@ impl<S: LedgerStore> Lane<S> {
             tokio::spawn(async move { recorder.work(turn).await });
         }
     }
+}
+
+/// Tries a batch once; returns what is not settled.
+async fn attempt<S: LedgerStore>(recorder: Arc<Recorder<S>>, mut groups: Vec<UserChanges>) -> Vec<UserChanges> {
+    let mut answers = Answers::default();
+    let attempt = recorder.attempt(&mut groups, REACH, &mut answers);
+    // Should it panic, the callers are told that the outcome is not known, and the lane goes on.
+    if AssertUnwindSafe(attempt).catch_unwind().await.is_err() {
+        tracing::error!("a batch of changes was not carried to its end");
+        return Vec::new();
+    }
+    answers.deliver();
+    groups.retain(|group| !group.changes.is_empty());
+    groups
 }

@@ -26,7 +26,7 @@ const CONFLICTS_WITHOUT_PAUSE: u32 = 3;
 type Waiting = HashMap<UserId, VecDeque<Pending>>;
 
 /// For each user who has a turn, the changes that wait for its next round.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Turns(Arc<Mutex<Waiting>>);
 
 /// The right to work on a user's changes. Who drops it early drops what waits, and the callers are told.
@@ -94,7 +94,7 @@ impl Turn {
     }
 
     /// Answers those that wait and whose time has run out.
-    fn expire(&self) {
+    pub(super) fn expire(&self) {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(waiting) = turns.get_mut(&self.user_id) {
             *waiting = Answers::expire(std::mem::take(waiting));

@@ -25,6 +25,9 @@ const ELSEWHERE: &str = "elsewhere";
 const STATEMENTS: &str = "SELECT count(DISTINCT xmin::text) FROM changes_history \
     WHERE user_id LIKE 'user-%' AND \"timestamp\" > '2026-01-31T12:00:00Z'";
 
+/// As many batches as a lane has under way at once: two that are held up, and the one that it waits for.
+const GATES: [&str; 3] = ["gate 1", "gate 2", "gate 3"];
+
 /// A request under way.
 type Sent = JoinHandle<Answer>;
 
@@ -54,7 +57,7 @@ impl Stage {
         let options = ReplicaOptions::new(&proxy.url, &approver.url());
         let replica = options.set_all(&settings).start().await;
         let client = ServiceClient::new(&replica.url);
-        for user_id in user_ids(users).iter().map(String::as_str).chain(["gate"]) {
+        for user_id in user_ids(users).iter().map(String::as_str).chain(GATES) {
             client.change(&change(user_id, 100, NOON)).await.expect(200);
         }
         Self {
@@ -74,8 +77,10 @@ impl Stage {
     }
 
     async fn lock(&self, user_id: &str) -> Client {
-        self.in_transaction(&format!("SELECT FROM balance WHERE user_id = '{user_id}' FOR UPDATE"))
-            .await
+        self.in_transaction(&format!(
+            "SELECT FROM balance WHERE user_id LIKE '{user_id}%' FOR UPDATE"
+        ))
+        .await
     }
 
     fn send(&self, body: Value) -> Sent {
@@ -91,16 +96,21 @@ impl Stage {
     /// Keeps the lane busy while so many changes are sent, which then go into one batch.
     async fn together<T>(&self, changes: i64, send: impl AsyncFnOnce(&Self) -> T) -> T {
         let gate = self.lock("gate").await;
-        let first = self.send(change("gate", 1, LATER));
-        until(&self.sql, WAITING, 1).await;
+        let mut first = Vec::new();
+        for gate in GATES {
+            first.push(self.send(change(gate, 1, LATER)));
+            until(&self.sql, WAITING, first.len() as i64).await;
+        }
         let sent = send(self).await;
-        self.client.until_under_way(1 + changes).await;
+        self.client.until_under_way(GATES.len() as i64 + changes).await;
         commit(gate).await;
-        first.await.unwrap().expect(200);
+        for first in first {
+            first.await.unwrap().expect(200);
+        }
         sent
     }
 
-    /// Ends well: these changes are stored of each user but the gate, and the log has a line for each.
+    /// Ends well: these changes are stored of each user but the gates, and the log has a line for each.
     async fn end(self, expected: BTreeMap<String, Vec<i64>>) {
         let lines = self.replica.stop_and_read().await;
         let mut ours = Vec::new();
@@ -112,7 +122,7 @@ impl Stage {
             found.insert(user_id, changes);
             ours.extend(user.history.into_iter().filter(|one| one.context != ELSEWHERE));
         }
-        found.remove("gate");
+        found.retain(|user_id, _| !GATES.contains(&user_id.as_str()));
         assert_eq!(found, expected);
         explain::lines_match_history(&ours.iter().collect::<Vec<_>>(), &[lines]);
     }
@@ -144,6 +154,29 @@ async fn expect_each(sent: Vec<Sent>, balance: i64) {
     for sent in sent {
         assert_eq!(sent.await.unwrap().expect(200).body["balance"], balance);
     }
+}
+
+#[tokio::test]
+async fn a_row_that_somebody_else_has_locked_holds_up_no_other_users() {
+    let stage = Stage::with_users(4).await;
+    let lock = stage.lock("user-3").await;
+    let locked = stage.send(change("user-3", 5, LATER));
+    until(&stage.sql, WAITING, 1).await;
+    // All users are of the one lane there is.
+    let others = (0..3).map(|user| stage.send(change(&format!("user-{user}"), 5, LATER)));
+    expect_each(others.collect(), 105).await;
+    // What comes for the same user meanwhile waits for its turn.
+    let waiting = stage.send(change("user-3", -5, LATER));
+    stage.client.until_under_way(2).await;
+    expect_each(vec![stage.send(change("user-0", -5, LATER))], 100).await;
+    assert!(!locked.is_finished() && !waiting.is_finished());
+    commit(lock).await;
+    expect_each(vec![locked], 105).await;
+    expect_each(vec![waiting], 100).await;
+    let mut expected = each_has(4, &[100, 5]);
+    expected.get_mut("user-0").unwrap().push(-5);
+    expected.get_mut("user-3").unwrap().push(-5);
+    stage.end(expected).await;
 }
 
 #[tokio::test]
@@ -288,7 +321,7 @@ async fn changes_whose_clients_hang_up_are_stored_once_and_have_one_line_each() 
             for user_id in user_ids(5) {
                 hanging_up.push(raw::send(&stage.replica.url, request(&user_id).as_bytes()).await);
             }
-            stage.client.until_under_way(1 + 5).await;
+            stage.client.until_under_way(GATES.len() as i64 + 5).await;
             drop(hanging_up);
             // What breaks off before its end was never asked for.
             let whole = request("user-0");
@@ -299,7 +332,7 @@ async fn changes_whose_clients_hang_up_are_stored_once_and_have_one_line_each() 
         })
         .await;
     expect_each(others, 90).await;
-    until(&stage.sql, STORED, 11 + 11).await;
+    until(&stage.sql, STORED, 10 + 2 * GATES.len() as i64 + 10).await;
     stage.end(each_has(10, &[100, -10])).await;
 }
 
@@ -310,7 +343,7 @@ async fn changes_of_many_users_that_share_a_lost_commit_are_each_answered_as_the
     let (sent, too_much, first, [twin, rival]) = stage
         .together(14, async |stage| {
             let first = stage.send_with_key(change("new", 7, LATER), "key");
-            stage.client.until_under_way(1 + 1).await;
+            stage.client.until_under_way(GATES.len() as i64 + 1).await;
             let others = [7, 8].map(|amount| stage.send_with_key(change("new", amount, LATER), "key"));
             let too_much = stage.send(change("user-6", -1_000, LATER));
             (send_each(stage, 10, -10), too_much, first, others)
@@ -319,7 +352,7 @@ async fn changes_of_many_users_that_share_a_lost_commit_are_each_answered_as_the
     until(&stage.sql, WAITING, 1).await;
     stage.proxy.lose(Lost::Answers);
     commit(lock).await;
-    until(&stage.sql, STORED, 12 + 11).await;
+    until(&stage.sql, STORED, 10 + 2 * GATES.len() as i64 + 11).await;
     stage.proxy.mend();
     stage.proxy.break_connections();
     expect_each(sent, 90).await;
