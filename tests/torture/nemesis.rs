@@ -46,12 +46,14 @@ pub enum Fault {
     ApproverResets,
     ApproverTooSlow,
     DiskFull,
+    KilledWhileDiskIsFull,
     LogRotated,
     KilledAfterRotation,
     RowLocked,
+    TerminatedWhileConnectionsAreHeld,
 }
 
-const ALL: [Fault; 24] = [
+const ALL: [Fault; 26] = [
     Fault::ReplicaKilled,
     Fault::AllReplicasKilled,
     Fault::ReplicaTerminated,
@@ -73,9 +75,11 @@ const ALL: [Fault; 24] = [
     Fault::ApproverResets,
     Fault::ApproverTooSlow,
     Fault::DiskFull,
+    Fault::KilledWhileDiskIsFull,
     Fault::LogRotated,
     Fault::KilledAfterRotation,
     Fault::RowLocked,
+    Fault::TerminatedWhileConnectionsAreHeld,
 ];
 
 /// How often each fault came about, and the longest time that the service took to be back after it.
@@ -229,6 +233,20 @@ impl Nemesis<'_> {
                     disk.free();
                 }
             }
+            Fault::KilledWhileDiskIsFull => {
+                let Some(disk) = self.cluster.sites[one].disk() else {
+                    return false;
+                };
+                disk.fill();
+                self.pause(20, 500).await;
+                self.cluster.sites[one].kill().await;
+                // The lines that it could not write are found missing as soon as there is room.
+                self.cluster.launch(one).await;
+                self.pause(0, 500).await;
+                if let Some(disk) = self.cluster.sites[one].disk() {
+                    disk.free();
+                }
+            }
             Fault::LogRotated => {
                 for _ in 0..3 {
                     self.cluster.sites[one].rotate();
@@ -249,6 +267,14 @@ impl Nemesis<'_> {
                 sql.batch_execute(lock).await.unwrap();
                 self.pause(100, 1_000).await;
                 sql.batch_execute("ROLLBACK").await.unwrap();
+            }
+            Fault::TerminatedWhileConnectionsAreHeld => {
+                self.cluster.sites[one].proxy.hold();
+                self.pause(0, 300).await;
+                let ended = self.cluster.sites[one].terminate().await;
+                self.troubles.extend(ended.err());
+                self.cluster.sites[one].proxy.mend();
+                self.cluster.launch(one).await;
             }
         }
         true
