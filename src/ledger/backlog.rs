@@ -67,6 +67,8 @@ impl Backlog {
     pub fn enter(self: &Arc<Self>) -> Waiting {
         let since = Instant::now();
         if self.waiting.fetch_add(1, Ordering::Relaxed) == 0 {
+            // What the last one waited for, perhaps an hour ago, says nothing of now.
+            self.sojourn.store(0, Ordering::Relaxed);
             self.progress.store(self.micros(since), Ordering::Relaxed);
         }
         Waiting {
@@ -201,6 +203,18 @@ mod tests {
         waiting[0].answered(1);
         waiting.last().unwrap().answered(1);
         assert!(!backlog.is_full(), "quick again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_after_a_pause_is_not_held_to_what_was_slow_before_it() {
+        let backlog = Backlog::new(BOUND);
+        let slow = backlog.enter();
+        advance(Duration::from_secs(1)).await;
+        slow.answered(1);
+        drop(slow);
+        advance(Duration::from_secs(3_600)).await;
+        let _burst = enter(&backlog, 2 * ALWAYS);
+        assert!(!backlog.is_full());
     }
 
     #[tokio::test(start_paused = true)]

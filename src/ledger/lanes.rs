@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -28,8 +27,8 @@ const MAX_TOGETHER: usize = 1_024;
 /// what a batch takes, more would hold up the others.
 const REACH: Reach = Reach::Checkpoints(64);
 /// A batch that takes longer goes on by itself, so that what it waits for, such as a row that somebody else has locked,
-/// holds up its own users only. Far above what a batch takes.
-const HELD_UP: Duration = Duration::from_millis(250);
+/// holds up its own users only. Far above what a batch takes, on a distant PostgreSQL too.
+const APART_AFTER: Duration = Duration::from_secs(1);
 /// The most batches of a lane that go on by themselves, each with a connection to PostgreSQL; where all are slow, more at
 /// once would be no faster.
 const MOST_APART: usize = 2;
@@ -47,6 +46,8 @@ struct Lane<S> {
     recorder: Arc<Recorder<S>>,
     /// The turns of this lane's users.
     turns: Turns,
+    /// Back to the end of this lane's queue.
+    back: mpsc::WeakSender<Pending>,
     /// The most users of one statement.
     batch_users: usize,
     /// For batches that go on by themselves.
@@ -69,6 +70,7 @@ impl Lanes {
             let lane = Lane {
                 recorder: Arc::clone(recorder),
                 turns: Turns::default(),
+                back: arrivals.downgrade(),
                 batch_users: config.commit_batch_users,
                 apart: Arc::new(Semaphore::new(MOST_APART)),
             };
@@ -100,10 +102,7 @@ impl Lanes {
         let entrance = self.entrance(&proposal.operation.user_id);
         let pending = Pending::new(proposal, place, entrance.backlog.enter(), answer);
         if let Err(refused) = entrance.arrivals.try_send(pending) {
-            let (mpsc::error::TrySendError::Full(pending) | mpsc::error::TrySendError::Closed(pending)) = refused;
-            let mut answers = Answers::default();
-            answers.fail(pending, Unavailable::Overloaded);
-            answers.deliver();
+            refuse(refused.into_inner());
         }
     }
 }
@@ -174,7 +173,7 @@ impl<S: LedgerStore> Lane<S> {
     async fn settle(&self, groups: Vec<UserChanges>) {
         let users: Vec<UserId> = groups.iter().map(|group| group.user_id.clone()).collect();
         let mut attempt = Box::pin(attempt(Arc::clone(&self.recorder), groups));
-        let left = match timeout(HELD_UP, attempt.as_mut()).await {
+        let left = match timeout(APART_AFTER, attempt.as_mut()).await {
             Ok(left) => left,
             Err(_) => match Arc::clone(&self.apart).try_acquire_owned() {
                 Ok(place) => return self.go_on_apart(users, attempt, place),
@@ -195,19 +194,23 @@ impl<S: LedgerStore> Lane<S> {
             .into_iter()
             .filter_map(|user_id| self.turns.begin_or_join(UserChanges::new(user_id)))
             .collect();
-        let recorder = Arc::clone(&self.recorder);
-        let all = self.turns.clone();
+        let (recorder, back) = (Arc::clone(&self.recorder), self.back.clone());
         tokio::spawn(async move {
             let expire = || turns.iter().for_each(Turn::expire);
             let left = expiring(&mut ticks(), attempt, expire).await;
             drop(place);
-            for group in left {
-                // They have their turns already.
-                all.begin_or_join(group);
-            }
+            let mut left: HashMap<UserId, Vec<Pending>> =
+                left.into_iter().map(|group| (group.user_id, group.changes)).collect();
             for turn in turns {
-                let recorder = Arc::clone(&recorder);
-                tokio::spawn(async move { recorder.work(turn).await });
+                match left.remove(turn.user_id()) {
+                    Some(changes) => {
+                        turn.put_first(changes);
+                        let recorder = Arc::clone(&recorder);
+                        tokio::spawn(async move { recorder.work(turn).await });
+                    }
+                    // A batch of many users does with one statement what turns do with one each.
+                    None => turn.end().into_iter().for_each(|pending| send_back(&back, pending)),
+                }
             }
         });
     }
@@ -218,6 +221,21 @@ impl<S: LedgerStore> Lane<S> {
             tokio::spawn(async move { recorder.work(turn).await });
         }
     }
+}
+
+fn send_back(lane: &mpsc::WeakSender<Pending>, pending: Pending) {
+    // It holds one of the places of operations under way, so there is room for it.
+    let refused = match lane.upgrade() {
+        Some(lane) => lane.try_send(pending).err().map(mpsc::error::TrySendError::into_inner),
+        None => Some(pending),
+    };
+    refused.into_iter().for_each(refuse);
+}
+
+fn refuse(pending: Pending) {
+    let mut answers = Answers::default();
+    answers.fail(pending, Unavailable::Overloaded);
+    answers.deliver();
 }
 
 /// Tries a batch once; returns what is not settled.

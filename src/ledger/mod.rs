@@ -53,8 +53,8 @@ const SHARED_GRACE: Duration = Duration::from_secs(1);
 /// The longest time from the making of an operation's id to the making of its line, and a good deal more.
 pub fn longest_without_line(operation_timeout: Duration) -> Duration {
     /// For a process that does not get its turn.
-    const HELD_UP: Duration = Duration::from_secs(5);
-    operation_timeout + SHARED_GRACE + LOG_GRACE + HELD_UP
+    const STALL: Duration = Duration::from_secs(5);
+    operation_timeout + SHARED_GRACE + LOG_GRACE + STALL
 }
 
 /// What an operation holds from its beginning to its answer.

@@ -26,7 +26,7 @@ const CONFLICTS_WITHOUT_PAUSE: u32 = 3;
 type Waiting = HashMap<UserId, VecDeque<Pending>>;
 
 /// For each user who has a turn, the changes that wait for its next round.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub(super) struct Turns(Arc<Mutex<Waiting>>);
 
 /// The right to work on a user's changes. Who drops it early drops what waits, and the callers are told.
@@ -91,6 +91,26 @@ impl Turn {
             self.ended = true;
         }
         !self.ended
+    }
+
+    pub(super) fn user_id(&self) -> &UserId {
+        &self.user_id
+    }
+
+    /// Puts changes before those that wait.
+    pub(super) fn put_first(&self, changes: Vec<Pending>) {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(waiting) = turns.get_mut(&self.user_id) {
+            let later = std::mem::replace(waiting, changes.into());
+            waiting.extend(later);
+        }
+    }
+
+    /// Ends the turn, and gives back what waits.
+    pub(super) fn end(mut self) -> VecDeque<Pending> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        self.ended = true;
+        turns.remove(&self.user_id).unwrap_or_default()
     }
 
     /// Answers those that wait and whose time has run out.
