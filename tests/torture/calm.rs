@@ -12,6 +12,8 @@ use crate::cluster::Cluster;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
     /// The most memory that was resident, in KiB.
+    pub peak_kib: u64,
+    /// What is now.
     pub resident_kib: u64,
     pub descriptors: usize,
     /// In ticks of the clock, 100 a second.
@@ -22,7 +24,10 @@ impl Usage {
     /// Nothing if the process has ended meanwhile.
     pub fn of(process_id: i32) -> Option<Self> {
         let status = fs::read_to_string(format!("/proc/{process_id}/status")).ok()?;
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kib = |name| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim().trim_end_matches(" kB").parse().ok()
+        };
         let stat = fs::read_to_string(format!("/proc/{process_id}/stat")).ok()?;
         // The name before it may hold anything.
         let (_, fields) = stat.rsplit_once(") ")?;
@@ -33,7 +38,8 @@ impl Usage {
             .filter_map(|field| field.parse().ok())
             .collect();
         Some(Self {
-            resident_kib: peak.trim().trim_end_matches(" kB").parse().ok()?,
+            peak_kib: kib("VmHWM:")?,
+            resident_kib: kib("VmRSS:")?,
             descriptors: fs::read_dir(format!("/proc/{process_id}/fd")).ok()?.count(),
             processor_ticks: ticks.iter().sum(),
         })
@@ -75,7 +81,7 @@ pub async fn troubles(cluster: &Cluster, sql: &Client) -> Vec<String> {
 
 async fn sessions(cluster: &Cluster, sql: &Client) -> Vec<String> {
     let left = "SELECT count(*), count(*) FILTER (WHERE state <> 'idle') FROM pg_stat_activity \
-                WHERE datname = current_database() AND pid <> pg_backend_pid()";
+                WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'";
     let most = MOST_SESSIONS * i64::try_from(cluster.sites.len()).unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -94,12 +95,30 @@ impl Site {
         self.running = Some(options.start().await);
     }
 
-    /// `kill -9`.
-    pub async fn kill(&mut self) {
-        if let Some(mut replica) = self.running.take() {
-            replica.signal(Signal::SIGKILL);
-            replica.ended().await;
-            self.kills += 1;
+    /// `kill -9`; says what was wrong with the life that it ends.
+    pub async fn kill(&mut self) -> Result<(), String> {
+        let Some(mut replica) = self.running.take() else {
+            return Ok(());
+        };
+        replica.signal(Signal::SIGKILL);
+        let status = replica.ended().await;
+        self.kills += 1;
+        if status.signal() == Some(Signal::SIGKILL as i32) {
+            self.no_panic(&replica)
+        } else {
+            Err(format!(
+                "{} had ended by itself with {status}: {}",
+                self.instance,
+                last_words(&replica)
+            ))
+        }
+    }
+
+    fn no_panic(&self, replica: &Replica) -> Result<(), String> {
+        let said = replica.output();
+        match said.iter().find(|line| line.contains("panicked")) {
+            None => Ok(()),
+            Some(line) => Err(format!("{}: {line}", self.instance)),
         }
     }
 
@@ -111,11 +130,13 @@ impl Site {
         replica.signal(Signal::SIGTERM);
         let status = replica.ended().await;
         if status.success() {
-            return Ok(());
+            return self.no_panic(&replica);
         }
-        let said = replica.output();
-        let last = said[said.len().saturating_sub(5)..].join("\n");
-        Err(format!("{} ended after SIGTERM with {status}: {last}", self.instance))
+        Err(format!(
+            "{} ended after SIGTERM with {status}: {}",
+            self.instance,
+            last_words(&replica)
+        ))
     }
 
     /// As logrotate does: renames the log and sends SIGHUP. Does not wait.
@@ -166,6 +187,11 @@ impl Site {
     }
 }
 
+fn last_words(replica: &Replica) -> String {
+    let said = replica.output();
+    said[said.len().saturating_sub(5)..].join("\n")
+}
+
 pub struct Cluster {
     pub sites: Vec<Site>,
     pub approver: TestApprover,
@@ -178,7 +204,9 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    pub async fn start(random: &mut Random) -> Self {
+    /// What is drawn for it is not of the seed: other programs take ports too.
+    pub async fn start() -> Self {
+        let random = &mut Random(u64::from(std::process::id()));
         let scratch = Scratch::new();
         let mut options = PostgresOptions::new(scratch.0.join("postgres"));
         options.settings = vec![("max_wal_size".to_owned(), "256MB".to_owned())];
@@ -237,6 +265,21 @@ impl Cluster {
 
     pub fn has_balancer(&self) -> bool {
         self.balancer.is_some()
+    }
+
+    /// What was wrong with the load balancer.
+    pub fn balancer_lives(&mut self) -> Result<(), String> {
+        match &mut self.balancer {
+            Some((child, _)) => match child.try_wait() {
+                Ok(None) => Ok(()),
+                ended => Err(format!("HAProxy has ended: {ended:?}")),
+            },
+            None => Ok(()),
+        }
+    }
+
+    pub fn has_small_disks(&self) -> bool {
+        self.sites.iter().all(|site| site.disk().is_some())
     }
 
     async fn until_balanced(&mut self) {
@@ -315,7 +358,8 @@ impl Cluster {
     /// Ends everything; PostgreSQL's directory goes too.
     pub async fn stop(mut self) {
         for site in &mut self.sites {
-            site.kill().await;
+            // What there was to say has been said.
+            let _ = site.kill().await;
         }
         if let Some(mut postgres) = self.postgres.take() {
             postgres.stop(StopMode::Immediate).await.unwrap();
@@ -338,8 +382,6 @@ fn parameter<'a>(target: &'a str, name: &str) -> &'a str {
 fn free_address(random: &mut Random) -> String {
     loop {
         let address = format!("127.0.0.1:{}", random.between(10_000, 30_000));
-        // A crowd of test programs draws from the same numbers.
-        random.0 ^= u64::from(std::process::id());
         if TcpListener::bind(&address).is_ok() {
             return address;
         }
@@ -356,7 +398,7 @@ fn start_balancer(sites: &[Site], address: String) -> Option<(Child, String)> {
         for (number, site) in (1..).zip(sites) {
             command.env(format!("REPLICA_{number}"), &site.address);
         }
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.stdin(Stdio::null()).stdout(Stdio::null());
         let child = command.kill_on_drop(true).spawn().ok()?;
         Some((child, format!("http://{address}")))
     })

@@ -40,7 +40,9 @@ const ROUND_SECONDS: u64 = 180;
 const CLIENTS: usize = 24;
 /// The first good answer comes within this time after a fault is over.
 const BACK_WITHIN: Duration = Duration::from_secs(2);
-/// More than a replica takes in any of the runs; in a release build it is half of that.
+/// In every so manieth round no replica is ended, so that what faults leave behind would add up.
+const SPARED_EVERY: u64 = 5;
+/// More than a replica takes in any of the runs.
 const MOST_RESIDENT_KIB: u64 = 128 * 1024;
 
 fn from_environment(variable: &str) -> Option<u64> {
@@ -84,9 +86,12 @@ async fn round(seed: u64, duration: Duration, back_within: Duration) {
     println!("torture: seed {seed}, {} s", duration.as_secs());
     let began = Instant::now();
     let mut random = Random(seed);
-    let mut cluster = Cluster::start(&mut random).await;
+    let mut cluster = Cluster::start().await;
     if !cluster.has_balancer() {
         println!("without the load balancer: haproxy is not installed");
+    }
+    if !cluster.has_small_disks() {
+        println!("without full disks: a small file system cannot be mounted");
     }
     let recorder = Arc::new(Recorder::new(cluster.urls()));
     let mut workload = Workload::start(&recorder, CLIENTS, &mut random);
@@ -97,16 +102,21 @@ async fn round(seed: u64, duration: Duration, back_within: Duration) {
         faults: Faults::new(),
         back_within,
         peak: Usage::default(),
+        spares_replicas: seed.is_multiple_of(SPARED_EVERY),
+        early: Vec::new(),
         troubles: Vec::new(),
     };
     nemesis.rage(Instant::now() + duration).await;
     workload.stop().await;
+    let sql = nemesis.cluster.sql().await;
+    // Those that have lived through faults, before the last one ends them.
+    let calm = calm::troubles(nemesis.cluster, &sql).await;
+    nemesis.troubles.extend(calm);
+    nemesis.has_not_grown();
     // What has no final answer is settled by a repeat, though every process has died in between.
     nemesis.rage_once(Fault::AllKilledAndPostgresToo).await;
     workload.settle(&mut random).await;
     let sql = nemesis.cluster.sql().await;
-    let calm = calm::troubles(nemesis.cluster, &sql).await;
-    nemesis.troubles.extend(calm);
     // What reached PostgreSQL after its replica had died has its line after another start.
     for number in 0..REPLICAS {
         nemesis.restart(number).await;
@@ -117,6 +127,7 @@ async fn round(seed: u64, duration: Duration, back_within: Duration) {
     }
     let (faults, peak, mut troubles) = (nemesis.faults, nemesis.peak, nemesis.troubles);
     let (exchanges, hangs) = recorder.take();
+    troubles.extend(cluster.balancer_lives().err());
     let verified = verify(&cluster).await;
     troubles.extend(verified.as_ref().err().cloned());
     troubles.extend(hangs.into_iter().map(|hang| format!("no answer: {hang}")));
@@ -184,7 +195,7 @@ impl Round {
         for trouble in &self.troubles {
             writeln!(wrong, "{trouble}").unwrap();
         }
-        if self.peak.resident_kib > MOST_RESIDENT_KIB {
+        if self.peak.peak_kib > MOST_RESIDENT_KIB {
             writeln!(wrong, "memory has grown: {:?}", self.peak).unwrap();
         }
         if wrong.is_empty() { Ok(()) } else { Err(wrong) }
@@ -214,7 +225,7 @@ impl Round {
             times.last().copied().unwrap_or_default(),
             evidence.stored.len(),
             lines().count(),
-            self.peak.resident_kib / 1024,
+            self.peak.peak_kib / 1024,
             self.took.as_secs(),
         );
         for (fault, (times, longest)) in &self.faults {

@@ -19,6 +19,9 @@ use crate::workload::Recorder;
 
 /// A probe is sent this often until one has a good answer.
 const PROBE_EVERY: Duration = Duration::from_millis(100);
+/// What a replica may take more than after the first time of each fault: memory, and descriptors of clients that came.
+const MOST_GROWTH_KIB: u64 = 16 * 1024;
+const MOST_NEW: usize = 40;
 /// Long after this the service will not be back by itself.
 const GIVE_UP: Duration = Duration::from_secs(20);
 
@@ -82,6 +85,24 @@ const ALL: [Fault; 26] = [
     Fault::TerminatedWhileConnectionsAreHeld,
 ];
 
+impl Fault {
+    fn ends_replicas(self) -> bool {
+        matches!(
+            self,
+            Self::ReplicaKilled
+                | Self::AllReplicasKilled
+                | Self::ReplicaTerminated
+                | Self::RollingRestart
+                | Self::KilledWhileAnswersAreSwallowed
+                | Self::KilledWhileRequestsAreHeld
+                | Self::AllKilledAndPostgresToo
+                | Self::KilledWhileDiskIsFull
+                | Self::KilledAfterRotation
+                | Self::TerminatedWhileConnectionsAreHeld
+        )
+    }
+}
+
 /// How often each fault came about, and the longest time that the service took to be back after it.
 pub type Faults = BTreeMap<Fault, (usize, Duration)>;
 
@@ -94,6 +115,10 @@ pub struct Nemesis<'a> {
     pub back_within: Duration,
     /// The most that any replica has taken.
     pub peak: Usage,
+    /// Ends no replica.
+    pub spares_replicas: bool,
+    /// What each replica had taken when all faults had come once.
+    pub early: Vec<Usage>,
     /// What should not have been.
     pub troubles: Vec<String>,
 }
@@ -104,7 +129,11 @@ impl Nemesis<'_> {
         let mut order = Vec::new();
         while Instant::now() < until {
             if order.is_empty() {
+                if !self.faults.is_empty() && self.early.is_empty() {
+                    self.early = self.usages();
+                }
                 order = ALL.to_vec();
+                order.retain(|fault| !(self.spares_replicas && fault.ends_replicas()));
                 for index in (1..order.len()).rev() {
                     order.swap(index, usize::try_from(self.random.next() % (index as u64 + 1)).unwrap());
                 }
@@ -123,16 +152,30 @@ impl Nemesis<'_> {
         }
     }
 
-    fn watch(&mut self) {
+    fn usages(&self) -> Vec<Usage> {
         let running = self.cluster.sites.iter().filter_map(|site| site.running.as_ref());
-        let usages = running.filter_map(|replica| Usage::of(replica.process_id()));
-        self.peak = usages.fold(self.peak, |peak, usage| {
-            if usage.resident_kib > peak.resident_kib {
-                usage
-            } else {
-                peak
+        running.filter_map(|replica| Usage::of(replica.process_id())).collect()
+    }
+
+    fn watch(&mut self) {
+        let usages = self.usages().into_iter().chain([self.peak]);
+        self.peak = usages.max_by_key(|usage| usage.peak_kib).unwrap_or_default();
+    }
+
+    /// Where no replica was ended, none takes much more than when all faults had come once.
+    pub fn has_not_grown(&mut self) {
+        if !self.spares_replicas {
+            return;
+        }
+        let late = self.usages();
+        for (early, late) in self.early.iter().zip(&late) {
+            if late.resident_kib > early.resident_kib + MOST_GROWTH_KIB
+                || late.descriptors > early.descriptors + MOST_NEW
+            {
+                self.troubles
+                    .push(format!("a replica has grown from {early:?} to {late:?}"));
             }
-        });
+        }
     }
 
     async fn pause(&mut self, from_ms: i64, to_ms: i64) {
@@ -145,7 +188,7 @@ impl Nemesis<'_> {
         let one = usize::try_from(self.random.next() % REPLICAS as u64).unwrap();
         match fault {
             Fault::ReplicaKilled => {
-                self.cluster.sites[one].kill().await;
+                self.kill(one).await;
                 self.pause(0, 700).await;
                 self.cluster.launch(one).await;
             }
@@ -168,7 +211,8 @@ impl Nemesis<'_> {
             Fault::BackendsTerminated => {
                 for _ in 0..3 {
                     let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
-                                     WHERE datname = current_database() AND pid <> pg_backend_pid()";
+                                     WHERE datname = current_database() AND pid <> pg_backend_pid() \
+                                     AND backend_type = 'client backend'";
                     self.cluster.sql().await.batch_execute(terminate).await.unwrap();
                     self.pause(0, 200).await;
                 }
@@ -194,14 +238,14 @@ impl Nemesis<'_> {
             Fault::KilledWhileAnswersAreSwallowed => {
                 self.cluster.sites[one].proxy.lose(Lost::Answers);
                 self.pause(20, 300).await;
-                self.cluster.sites[one].kill().await;
+                self.kill(one).await;
                 self.cluster.sites[one].proxy.mend();
                 self.cluster.launch(one).await;
             }
             Fault::KilledWhileRequestsAreHeld => {
                 self.cluster.sites[one].proxy.hold();
                 self.pause(20, 300).await;
-                self.cluster.sites[one].kill().await;
+                self.kill(one).await;
                 // What is held reaches PostgreSQL while the next life of the replica begins.
                 self.cluster.sites[one].proxy.mend();
                 self.cluster.launch(one).await;
@@ -239,7 +283,7 @@ impl Nemesis<'_> {
                 };
                 disk.fill();
                 self.pause(20, 500).await;
-                self.cluster.sites[one].kill().await;
+                self.kill(one).await;
                 // The lines that it could not write are found missing as soon as there is room.
                 self.cluster.launch(one).await;
                 self.pause(0, 500).await;
@@ -258,7 +302,7 @@ impl Nemesis<'_> {
             Fault::KilledAfterRotation => {
                 self.cluster.sites[one].rotate();
                 self.pause(0, 60).await;
-                self.cluster.sites[one].kill().await;
+                self.kill(one).await;
                 self.cluster.launch(one).await;
             }
             Fault::RowLocked => {
@@ -280,9 +324,14 @@ impl Nemesis<'_> {
         true
     }
 
+    async fn kill(&mut self, number: usize) {
+        let ended = self.cluster.sites[number].kill().await;
+        self.troubles.extend(ended.err());
+    }
+
     async fn kill_all(&mut self) {
-        for site in &mut self.cluster.sites {
-            site.kill().await;
+        for number in 0..REPLICAS {
+            self.kill(number).await;
         }
     }
 
@@ -314,7 +363,10 @@ impl Nemesis<'_> {
             "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
         let backends = sql.query(backends, &[]).await.unwrap();
         if let Some(backend) = backends.first() {
-            kill(Pid::from_raw(backend.get(0)), Signal::SIGKILL).unwrap();
+            // It may have gone meanwhile.
+            if kill(Pid::from_raw(backend.get(0)), Signal::SIGKILL).is_err() {
+                return;
+            }
         }
         // It is back when it takes connections again.
         let url = self.cluster.database_url().to_owned();
@@ -327,17 +379,17 @@ impl Nemesis<'_> {
         back.await.expect("PostgreSQL recovers");
     }
 
-    /// Waits until each replica gives good answers, to a read, a change and a big change.
+    /// Waits until each replica, and the load balancer, give good answers to a read, a change and a big change.
     async fn back(&mut self, fault: Fault, over: Instant) {
-        let probes = (0..REPLICAS).map(|replica| back(&self.recorder, replica));
+        let probes = (0..self.recorder.urls.len()).map(|way| back(&self.recorder, way));
         let back = futures_util::future::join_all(probes).await;
         let took = over.elapsed();
         let (times, longest) = self.faults.entry(fault).or_default();
         *times += 1;
         *longest = took.max(*longest);
-        for (replica, is_back) in back.into_iter().enumerate() {
+        for (way, is_back) in back.into_iter().enumerate() {
             if !is_back {
-                let trouble = format!("replica {} is not back {GIVE_UP:?} after {fault:?}", replica + 1);
+                let trouble = format!("{} is not back {GIVE_UP:?} after {fault:?}", self.recorder.urls[way]);
                 self.troubles.push(trouble);
             }
         }
@@ -348,8 +400,8 @@ impl Nemesis<'_> {
     }
 }
 
-/// Probes a replica until there was a good answer to each kind of request; probes that hang hold up no others.
-async fn back(recorder: &Arc<Recorder>, replica: usize) -> bool {
+/// Probes one way until there was a good answer to each kind of request; probes that hang hold up no others.
+async fn back(recorder: &Arc<Recorder>, way: usize) -> bool {
     let (good, mut answered) = mpsc::unbounded_channel();
     let mut missing = vec![0, 1, 2];
     let mut ticks = interval(PROBE_EVERY);
@@ -359,7 +411,7 @@ async fn back(recorder: &Arc<Recorder>, replica: usize) -> bool {
             _ = ticks.tick() => for kind in missing.clone() {
                 let (recorder, good) = (Arc::clone(recorder), good.clone());
                 tokio::spawn(async move {
-                    if recorder.send(replica, probe(&recorder, kind)).await.is_some_and(|said| said.status == 200) {
+                    if recorder.send(way, probe(&recorder, kind)).await.is_some_and(|said| said.status == 200) {
                         let _nobody_waits_any_more = good.send(kind);
                     }
                 });
