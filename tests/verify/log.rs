@@ -174,11 +174,18 @@ async fn an_operation_whose_outcome_was_unknown_or_that_was_recovered_has_its_li
     };
     let recovered = change_50(|line| line["recovered"] = true.into());
     logged.verify(&[&recovered]).await.expect_right();
-    let unknown = change_50(|line| {
+    fn make_unknown(line: &mut Value) {
         line["outcome"] = "outcome_unknown".into();
         line.as_object_mut().unwrap().remove("balance");
-    });
+    }
+    let unknown = change_50(make_unknown);
     logged.verify(&[&unknown]).await.expect_right();
+    // The log failed when it was answered, and has the line since.
+    let written_late = change_50(|line| {
+        make_unknown(line);
+        line["recovered"] = true.into();
+    });
+    logged.verify(&[&written_late]).await.expect_right();
 }
 
 #[tokio::test]
@@ -245,6 +252,26 @@ async fn every_field_of_a_line_is_held_against_what_is_stored() {
 }
 
 #[tokio::test]
+async fn only_a_change_that_was_accepted_or_may_have_been_is_recovered() {
+    let logged = logged().await;
+    for outcome in ["replayed", "insufficient_funds", "getBalance"] {
+        let mut number = 0;
+        let edited = logged.edited(|lines| {
+            number = lines.iter().position(|line| line.contains(outcome)).unwrap();
+            let end = lines[number].len() - 1;
+            lines[number].replace_range(end.., ",\"recovered\":true}");
+        });
+        let about = format!("{}:{}: the line: ", edited.display(), number + 1);
+        let verified = logged.verify(&[&edited]).await;
+        verified.expect_finding(
+            &about,
+            "recovered: true, of a change that was accepted or may have been",
+        );
+        assert_eq!(verified.lines.len(), 2, "{verified:#?}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_no_line_of_the_contract_is_found_with_file_and_number() {
     let logged = logged().await;
     // Each waits for the line that is missing now, so all are checked at once.
@@ -270,6 +297,11 @@ async fn what_is_no_line_of_the_contract_is_found_with_file_and_number() {
             "outcome: accepted, replayed or a code of the operation, found \"granted\"",
         ),
         ("\"accepted\"", "\"overloaded\"", "operationId: one"),
+        (
+            "\"balance\":500}",
+            "\"balance\":500,\"recovered\":false}",
+            "recovered: true, of a change",
+        ),
         ("12:00:50Z", "12:00:60Z", "timestamp: a moment in RFC 3339"),
         ("\"instance\":\"one\"", "\"instance\":\"\"", "instance: a name"),
         ("\"userId\":\"alice\"", "\"userId\":\"\"", "userId: 1 to 256 characters"),
