@@ -49,11 +49,11 @@ pub(super) async fn run(arguments: &VerifyArguments) -> Result<ExitCode, Unverif
     if summary.findings > summary.told {
         say(format_args!("and {} more", summary.findings - summary.told));
     }
-    let not_compared = match summary.not_compared {
-        0 => String::new(),
-        some => format!("; {some} operations of instances that no line names, not compared with lines"),
-    };
-    say(format_args!("{}{not_compared}", in_words(&summary, began.elapsed())));
+    say(format_args!(
+        "{}{}",
+        in_words(&summary, began.elapsed()),
+        notes(&summary)
+    ));
     Ok(match summary.findings {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
@@ -79,6 +79,22 @@ fn in_words(summary: &Summary, took: Duration) -> String {
         took.as_secs_f64(),
         per_second(*operations, took),
     )
+}
+
+/// What is no finding and should be known.
+fn notes(summary: &Summary) -> String {
+    let mut notes = match summary.torn_lines {
+        0 => String::new(),
+        1 => "; 1 torn line, as a crash leaves it".to_owned(),
+        many => format!("; {many} torn lines, as crashes leave them"),
+    };
+    if summary.not_compared > 0 {
+        notes += &format!(
+            "; {} operations of instances that no line names, not compared with lines",
+            summary.not_compared
+        );
+    }
+    notes
 }
 
 fn per_second(count: u64, took: Duration) -> f64 {

@@ -60,6 +60,8 @@ pub struct Summary {
     pub checkpoints: u64,
     /// Lines of operations logs.
     pub lines: u64,
+    /// Lines among them that a crash tore.
+    pub torn_lines: u64,
     /// Operations of instances that no line is by.
     pub not_compared: u64,
     /// All that is wrong.
@@ -117,6 +119,11 @@ impl<'a> Tally<'a> {
     pub(super) fn line(&mut self) {
         self.summary.lines += 1;
         self.step();
+    }
+
+    pub(super) fn torn_line(&mut self) {
+        self.summary.torn_lines += 1;
+        self.line();
     }
 
     pub(super) fn checkpoint(&mut self) {

@@ -277,7 +277,7 @@ async fn what_is_no_line_of_the_contract_is_found_with_file_and_number() {
     // Each waits for the line that is missing now, so all are checked at once.
     let cases = [
         ("{", "", "a whole line of JSON"),
-        ("\"balance\":500}", "", "a whole line of JSON"),
+        ("\"balance\":500}", "\"balance\":}", "a whole line of JSON"),
         ("\"context\"", "\"colour\":1,\"context\"", "unknown field `colour`"),
         (
             "\"context\"",
@@ -332,16 +332,67 @@ async fn a_last_line_that_is_being_written_is_not_read() {
     let growing = logged.scratch.0.join("growing.log");
     fs::write(&growing, &text).unwrap();
     logged.verify(&[&growing]).await.expect_right();
-    // Once it was given its end, it is a torn one.
-    fs::write(&growing, text.clone() + "\n").unwrap();
-    let about = format!("{}:{}: the line: ", growing.display(), text.lines().count());
-    logged
-        .verify(&[&growing])
-        .await
-        .expect_finding(&about, "a whole line of JSON");
     // One that is whole but for its end is read.
     fs::write(&growing, fs::read_to_string(&logged.log).unwrap().trim_end()).unwrap();
     logged.verify(&[&growing]).await.expect_right();
+}
+
+#[tokio::test]
+async fn a_line_torn_by_a_crash_is_counted_and_only_a_change_that_is_stored_is_missed() {
+    let logged = logged().await;
+    let line = |user_id: &'static str| {
+        move |lines: &Vec<String>| {
+            let is_it = |line: &String| line.contains(user_id);
+            lines.iter().rposition(is_it).unwrap()
+        }
+    };
+    // A refused change and a read, and a probe; none of them is in the ledger.
+    let torn = logged.edited(|lines| {
+        let refused = line("idempotency_key_reused")(lines);
+        lines[refused].truncate(100);
+        let read = line("getHistory")(lines);
+        lines[read].truncate(1);
+        lines.insert(7, " ".repeat(32 << 10));
+    });
+    let verified = logged.verify(&[&torn]).await.expect_right();
+    let note = "; 3 torn lines, as crashes leave them";
+    assert!(verified.lines[0].ends_with(note), "{verified:?}");
+    // The line of a change that is stored, and the one that the next start writes.
+    let mut whole = String::new();
+    let torn = logged.edited(|lines| {
+        let place = line_of_50(lines);
+        whole = lines[place].clone();
+        lines[place].truncate(150);
+    });
+    let verified = logged.verify(&[&torn]).await;
+    verified.expect_finding("user \"alice\" at 2026-01-31T12:00:50Z: ", "found none");
+    assert_eq!(verified.lines.len(), 2, "{verified:#?}");
+    let recovered = whole.replacen("\"balance\":500}", "\"balance\":500,\"recovered\":true}", 1);
+    fs::write(&torn, fs::read_to_string(&torn).unwrap() + &recovered + "\n").unwrap();
+    let verified = logged.verify(&[&torn]).await.expect_right();
+    assert!(
+        verified.lines[0].ends_with("; 1 torn line, as a crash leaves it"),
+        "{verified:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_a_replica_makes_of_a_line_that_was_torn_is_right() {
+    let logged = logged().await;
+    // As the kernel leaves a write that kill -9 ends: a part of the last line, without its end.
+    let text = fs::read_to_string(&logged.log).unwrap();
+    let log = logged.scratch.0.join("two.log");
+    let last = text.lines().next_back().unwrap();
+    fs::write(&log, &last[..60]).unwrap();
+    let replica = logged.another(&log).await;
+    let client = crate::support::client::ServiceClient::new(&replica.url);
+    client.change(&change("carol", 1, &second(1))).await.expect(200);
+    replica.stop().await;
+    let verified = logged.verify(&[&logged.log, &log]).await.expect_right();
+    assert!(
+        verified.lines[0].ends_with("; 1 torn line, as a crash leaves it"),
+        "{verified:?}"
+    );
 }
 
 #[tokio::test]

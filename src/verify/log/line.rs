@@ -9,6 +9,18 @@ use super::super::finding::Violation;
 use crate::domain::{Context, Timestamp, UserId};
 use crate::store::StoredMoment;
 
+/// How every line begins.
+const BEGINNING: &[u8] = b"{\"at\":\"";
+
+/// Whether text that is no line is the beginning of one. A crash in mid-write leaves it at the end of the file, and the
+/// next start closes it with a line break. Of the blanks that try out whether lines can be written, blanks are left.
+pub(super) fn is_torn(bytes: &[u8]) -> bool {
+    let begins_as_a_line = bytes.starts_with(BEGINNING) || BEGINNING.starts_with(bytes);
+    let lacks_its_end = || serde_json::from_slice::<Line<'_>>(bytes).is_err_and(|error| error.is_eof());
+    let are_blanks = || bytes.iter().all(|byte| *byte == b' ');
+    !bytes.is_empty() && (begins_as_a_line && lacks_its_end() || are_blanks())
+}
+
 /// Outcomes of changes only, beside `accepted`.
 pub const CHANGE_OUTCOMES: [&str; 6] = [
     "replayed",
@@ -178,6 +190,40 @@ impl<'a> Line<'a> {
                 "recovered: true, of a change that was accepted or may have been, or nothing",
                 value.to_string(),
             )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WHOLE: &str = concat!(
+        r#"{"at":"2026-01-31T12:00:00.000001Z","instance":"ё\"\u2028","operation":"changeBalance","outcome":"accepted","#,
+        r#""userId":"\\🐫","timestamp":"2026-01-31T12:00:00Z","operationId":"00000000-0000-0000-0000-000000000000","#,
+        r#""balanceChange":-10,"context":"","balance":1000,"recovered":true}"#
+    );
+
+    #[test]
+    fn every_part_that_a_crash_can_leave_of_a_line_is_torn() {
+        assert!(Line::parse(WHOLE.as_bytes()).is_ok());
+        for length in 1..WHOLE.len() {
+            let part = &WHOLE.as_bytes()[..length];
+            assert!(is_torn(part), "{}", String::from_utf8_lossy(part));
+        }
+        assert!(is_torn(&[b' '; 32 << 10]));
+    }
+
+    #[test]
+    fn what_no_crash_leaves_of_a_line_is_not_torn() {
+        let no_at = WHOLE.replacen("at", "instance", 1);
+        let unknown_field = WHOLE.replacen("context", "colour", 1);
+        for text in ["", "x", "\0\0", "{}", " {", "null", &WHOLE[1..], &no_at[..40], &no_at] {
+            assert!(!is_torn(text.as_bytes()), "{text}");
+        }
+        let glued = format!("{}{WHOLE}", &WHOLE[..20]);
+        for text in [WHOLE, &glued, &unknown_field[..unknown_field.len() - 1]] {
+            assert!(!is_torn(text.as_bytes()), "{text}");
         }
     }
 }

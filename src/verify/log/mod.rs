@@ -8,6 +8,9 @@
 //! stand there is looked for in what has been written since, for as long as an operation may take. Lines after the point
 //! prove nothing else.
 //!
+//! A line that a crash tore is counted and is no finding: its operation was not answered, or has another line that a later
+//! start wrote, or is a row without a line, which is one.
+//!
 //! Only rows of instances that are named by a line are held against the logs: others have their logs elsewhere. A file
 //! without a line names nobody, so that rows of a replica whose log was emptied count as not compared; the summary says
 //! how many there are.
@@ -143,6 +146,7 @@ impl Logs {
                     }
                     // It is being written.
                     Err(_) if !ended => {}
+                    Err(_) if line::is_torn(&bytes) => tally.torn_line(),
                     Err(violation) => tell_of_line(tally, self.files[file].place(place.number), violation),
                 }
                 if !ended {
