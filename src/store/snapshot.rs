@@ -169,6 +169,8 @@ stored_row! {
         approved: bool,
         /// The replica that stored it.
         instance: &'a str,
+        /// When it was stored, by PostgreSQL's clock.
+        recorded_at: StoredMoment,
         /// What it was for; empty where the stream was asked for without.
         context: &'a str,
     }
@@ -222,6 +224,7 @@ pub struct Snapshot {
     config: DatabaseConfig,
     client: Client,
     id: String,
+    taken_at: StoredMoment,
 }
 
 async fn connect(config: &DatabaseConfig) -> Result<Client, SnapshotError> {
@@ -244,12 +247,18 @@ impl Snapshot {
     /// [`SnapshotError`] if PostgreSQL cannot be reached or fails.
     pub async fn take(config: &DatabaseConfig) -> Result<Self, SnapshotError> {
         let client = connect(config).await?;
-        let id = client.query_one("SELECT pg_export_snapshot()", &[]).await?.try_get(0)?;
+        let exported = client.query_one("SELECT pg_export_snapshot(), now()", &[]).await?;
         Ok(Self {
             config: config.clone(),
             client,
-            id,
+            id: exported.try_get(0)?,
+            taken_at: exported.try_get(1)?,
         })
+    }
+
+    /// When it was taken, by PostgreSQL's clock.
+    pub fn taken_at(&self) -> StoredMoment {
+        self.taken_at
     }
 
     /// About how many operations there are, as PostgreSQL's statistics say; 0 if they say nothing.
@@ -295,7 +304,7 @@ impl Snapshot {
         let context = if with_contexts { "context" } else { "''" };
         self.whole(&format!(
             "SELECT user_id, \"timestamp\", seq, balance_change, balance_after, operation_id, approved, instance, \
-             {context} FROM changes_history ORDER BY user_id, \"timestamp\", seq"
+             recorded_at, {context} FROM changes_history ORDER BY user_id, \"timestamp\", seq"
         ))
         .await
     }
@@ -342,7 +351,7 @@ impl Snapshot {
         to: StoredPlace,
     ) -> Result<Stored<StoredOperation<'static>>, SnapshotError> {
         let query = "SELECT user_id, \"timestamp\", seq, balance_change, balance_after, operation_id, approved, \
-             instance, '' FROM changes_history \
+             instance, recorded_at, '' FROM changes_history \
              WHERE user_id = $1 AND (\"timestamp\", seq) >= ($2, $3) AND (\"timestamp\", seq) <= ($4, $5) \
              ORDER BY seq, \"timestamp\"";
         let rows = self.stretch(query, user_id, from, to).await?;
@@ -360,7 +369,7 @@ impl Snapshot {
         place: StoredPlace,
     ) -> Result<Stored<StoredOperation<'static>>, SnapshotError> {
         let query = "SELECT user_id, \"timestamp\", seq, balance_change, balance_after, operation_id, approved, \
-             instance, context FROM changes_history \
+             instance, recorded_at, context FROM changes_history \
              WHERE user_id = $1 AND (\"timestamp\", seq) >= ($2, $3) AND (\"timestamp\", seq) <= ($4, $5)";
         let rows = self.stretch(query, user_id, place, place).await?;
         Stored::begin(rows, None).await
@@ -385,8 +394,9 @@ impl Snapshot {
     pub async fn doubled_ids(&self, limit: i64) -> Result<Stored<StoredOperation<'static>>, SnapshotError> {
         let query = "WITH doubled AS MATERIALIZED (SELECT operation_id FROM changes_history \
              GROUP BY operation_id HAVING count(*) > 1 LIMIT $1) \
-             SELECT user_id, \"timestamp\", seq, balance_change, balance_after, operation_id, approved, instance, context \
-             FROM changes_history JOIN doubled USING (operation_id) ORDER BY operation_id, user_id, \"timestamp\", seq";
+             SELECT user_id, \"timestamp\", seq, balance_change, balance_after, operation_id, approved, instance, \
+             recorded_at, context FROM changes_history JOIN doubled USING (operation_id) \
+             ORDER BY operation_id, user_id, \"timestamp\", seq";
         Stored::begin(self.client.query_raw(query, [limit]).await?, None).await
     }
 
@@ -400,7 +410,7 @@ impl Snapshot {
         let query = "WITH doubled AS MATERIALIZED (SELECT user_id, idempotency_key FROM changes_history \
              WHERE idempotency_key IS NOT NULL GROUP BY 1, 2 HAVING count(*) > 1 LIMIT $1) \
              SELECT user_id, \"timestamp\", seq, balance_change, balance_after, operation_id, approved, instance, \
-             idempotency_key FROM changes_history JOIN doubled USING (user_id, idempotency_key) \
+             recorded_at, idempotency_key FROM changes_history JOIN doubled USING (user_id, idempotency_key) \
              ORDER BY user_id, idempotency_key, \"timestamp\", seq";
         Stored::begin(self.client.query_raw(query, [limit]).await?, None).await
     }

@@ -83,7 +83,8 @@ pub async fn verify(
     if logs.is_empty() {
         ledger::check(&snapshot, bounds, &mut tally, false, &mut |_| Ok(())).await?;
     } else {
-        let mut row = |operation: &StoredOperation<'_>| Ok(logs.row(operation)?);
+        let taken_at = snapshot.taken_at();
+        let mut row = |operation: &StoredOperation<'_>| Ok(logs.row(operation, taken_at)?);
         ledger::check(&snapshot, bounds, &mut tally, true, &mut row).await?;
         let mut comparison = Comparison {
             logs: &mut logs,

@@ -30,6 +30,7 @@ const MOST_MISSING: usize = 100_000;
 struct Missing {
     content: Content,
     place: StoredPlace,
+    is_recent: bool,
     user_id: String,
 }
 
@@ -39,6 +40,7 @@ impl Missing {
             id,
             content: self.content,
             place: self.place,
+            is_recent: self.is_recent,
             user_id: &self.user_id,
         }
     }
@@ -130,26 +132,25 @@ impl Comparison<'_, '_> {
         if !self.logs.instances.are_in_files(row.content.instance) {
             self.tally.summary.not_compared += 1;
         } else if missing.len() < MOST_MISSING {
-            let (content, place, user_id) = (row.content, row.place, row.user_id.to_owned());
-            missing.insert(
-                row.id,
-                Missing {
-                    content,
-                    place,
-                    user_id,
-                },
-            );
+            let of_row = Missing {
+                content: row.content,
+                place: row.place,
+                is_recent: row.is_recent,
+                user_id: row.user_id.to_owned(),
+            };
+            missing.insert(row.id, of_row);
         } else {
             self.tell_missing(&row);
         }
         Ok(())
     }
 
-    /// Looks for lines in what the files have grown by and in those that have taken their places.
+    /// Looks for lines in what the files have grown by and in those that have taken their places: once, and again until
+    /// then for as long as one of an operation that may be under way is missing.
     async fn look_for_late(&mut self, missing: &mut HashMap<Uuid, Missing>, until: Instant) -> Result<(), VerifyError> {
         let mut bytes = Vec::new();
         while !missing.is_empty() {
-            let is_last_time = Instant::now() >= until;
+            let is_last_time = Instant::now() >= until || missing.values().all(|row| !row.is_recent);
             self.logs.open_successors();
             for file in 0..self.logs.files.len() {
                 self.logs.files[file].go_on()?;

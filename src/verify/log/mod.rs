@@ -5,8 +5,8 @@
 //!
 //! While replicas run, the files grow. How long each is is noted before the ledger's snapshot is taken: what stands
 //! before that point was answered, and so committed, before the snapshot, and must be in it. A row whose line does not
-//! stand there is looked for in what has been written since, for as long as an operation may take. Lines after the point
-//! prove nothing else.
+//! stand there is looked for in what has been written since: once, or, if it was stored within the last minute, for as long
+//! as an operation may take. Lines after the point prove nothing else.
 //!
 //! A line that a crash tore is counted and is no finding: its operation was not answered, or has another line that a later
 //! start wrote, or is a row without a line, which is one.
@@ -42,6 +42,10 @@ pub use line::{CHANGE_OUTCOMES, COMMON_OUTCOMES};
 
 /// How many lines are read before others come to their turn.
 const LINES_AT_ONCE: u64 = 256;
+
+/// Lines of operations that were stored longer before the snapshot are there or do not come: far more than the time in
+/// which an operation is answered.
+const RECENT_MICROSECONDS: i64 = 60 * 1_000_000;
 
 /// Why the logs could not be compared.
 #[derive(Debug, thiserror::Error)]
@@ -187,8 +191,8 @@ impl Logs {
         self.keys.hash_one((user_id, timestamp, change, context))
     }
 
-    /// Takes an operation that is stored.
-    pub(super) fn row(&mut self, operation: &StoredOperation<'_>) -> Result<(), LogError> {
+    /// Takes an operation that is stored, of a snapshot that was taken then.
+    pub(super) fn row(&mut self, operation: &StoredOperation<'_>, taken_at: StoredMoment) -> Result<(), LogError> {
         let hash = self.hash(
             operation.user_id,
             operation.timestamp,
@@ -206,10 +210,16 @@ impl Logs {
                 timestamp: operation.timestamp,
                 seq: operation.seq,
             },
+            is_recent: is_recent(operation.recorded_at, taken_at),
             user_id: operation.user_id,
         };
         Ok(self.spill.push(&Record::Row(record))?)
     }
+}
+
+/// Whether the line of an operation may be still to come: both moments are by PostgreSQL's clock.
+fn is_recent(recorded_at: StoredMoment, taken_at: StoredMoment) -> bool {
+    recorded_at.0 >= taken_at.0.saturating_sub(RECENT_MICROSECONDS)
 }
 
 fn too_long() -> Violation {
@@ -229,5 +239,21 @@ fn tell_of_line(tally: &mut Tally<'_>, place: LinePlace, violation: Violation) {
             line: Some(place),
             violation,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_lines_of_the_last_minute_are_waited_for() {
+        let taken_at = StoredMoment(1_800_000_000_000_000);
+        let ago = |microseconds| is_recent(StoredMoment(taken_at.0 - microseconds), taken_at);
+        assert!(ago(0) && ago(60_000_000));
+        assert!(!ago(60_000_001) && !ago(i64::MAX));
+        // Stored while the snapshot was being taken, and at the end of time.
+        assert!(ago(-1_000) && is_recent(StoredMoment(i64::MAX), taken_at));
+        assert!(!is_recent(StoredMoment(i64::MIN), taken_at));
     }
 }

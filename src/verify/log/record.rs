@@ -34,6 +34,8 @@ pub(super) struct RowRecord<'a> {
     pub(super) id: Uuid,
     pub(super) content: Content,
     pub(super) place: StoredPlace,
+    /// Whether it was stored so shortly before the snapshot that its line may be still to come.
+    pub(super) is_recent: bool,
     pub(super) user_id: &'a str,
 }
 
@@ -72,6 +74,7 @@ impl<'a> Bytes<'a> {
 }
 
 const ROW: u8 = 0;
+const RECENT_ROW: u8 = 4;
 
 impl<'a> Record<'a> {
     pub(super) fn id(&self) -> Uuid {
@@ -84,6 +87,7 @@ impl<'a> Record<'a> {
     /// Appends the record.
     pub(super) fn write(&self, to: &mut Vec<u8>) {
         let (kind, content) = match self {
+            Record::Row(row) if row.is_recent => (RECENT_ROW, row.content),
             Record::Row(row) => (ROW, row.content),
             Record::Line(line) => match line.says {
                 Says::Accepted => (1, line.content),
@@ -121,7 +125,7 @@ impl<'a> Record<'a> {
             balance: rest.i64()?,
             instance: rest.u32()?,
         };
-        let record = if kind == ROW {
+        let record = if matches!(kind, ROW | RECENT_ROW) {
             let place = StoredPlace {
                 timestamp: StoredMoment(rest.i64()?),
                 seq: rest.i64()?,
@@ -132,6 +136,7 @@ impl<'a> Record<'a> {
                 id,
                 content,
                 place,
+                is_recent: kind == RECENT_ROW,
                 user_id,
             })
         } else {
@@ -181,16 +186,25 @@ mod tests {
                 },
             })
         };
-        let row = Record::Row(RowRecord {
-            id: Uuid::from_u128(4),
-            content,
-            place: StoredPlace {
-                timestamp: StoredMoment(-1),
-                seq: 2,
-            },
-            user_id: "ё",
-        });
-        let records = [line(Says::Accepted), row, line(Says::Unknown), line(Says::Replayed)];
+        let row = |is_recent| {
+            Record::Row(RowRecord {
+                id: Uuid::from_u128(4),
+                content,
+                place: StoredPlace {
+                    timestamp: StoredMoment(-1),
+                    seq: 2,
+                },
+                is_recent,
+                user_id: "ё",
+            })
+        };
+        let records = [
+            line(Says::Accepted),
+            row(false),
+            line(Says::Unknown),
+            row(true),
+            line(Says::Replayed),
+        ];
         let mut bytes = Vec::new();
         records.iter().for_each(|record| record.write(&mut bytes));
         let mut rest = bytes.as_slice();

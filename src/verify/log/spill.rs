@@ -128,6 +128,7 @@ mod tests {
                 timestamp: StoredMoment(0),
                 seq: 1,
             },
+            is_recent: false,
             user_id,
         })
     }
