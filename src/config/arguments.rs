@@ -346,7 +346,7 @@ pub struct VerifyArguments {
     pub approval_threshold: String,
 
     /// Operations logs to be held against the ledger, all files of a replica, rotated ones included and uncompressed;
-    /// operations of instances that no line names are not compared
+    /// operations of instances that no line names are not compared, an empty file names none
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub operations_log: Vec<PathBuf>,
 }
