@@ -96,9 +96,8 @@ fn measure(arguments: &Arguments) -> Outcome<()> {
         let mut databases = Databases::start(&files.join("verify-postgres")).await?;
         let outcome = run(&databases, users, &log, load).await;
         databases.remove().await?;
-        if log.exists() {
-            std::fs::remove_file(&log)?;
-        }
+        // There is none if it was not come to.
+        let _ = std::fs::remove_file(&log);
         outcome
     })
 }
@@ -107,35 +106,29 @@ async fn run(databases: &Databases, users: u64, log: &Path, load: Option<String>
     let database = databases.template().await?;
     let mut rows = Vec::new();
     for ledger in &LEDGERS {
-        let measured = measure_ledger(databases, &database, ledger, users, log).await?;
-        rows.push(row(ledger, users, &measured));
+        rows.push(measure_ledger(databases, &database, ledger, users, log).await?);
     }
-    let environment = Environment::look(databases, load).await?;
-    let Environment {
-        date,
-        commit,
-        cpu,
-        cores,
-        memory,
-        load,
-        postgres,
-        ..
-    } = environment;
-    println!("{date}, commit {commit}. {cpu}, {cores} cores, {memory}, load {load}. PostgreSQL {postgres}.\n");
+    let on = Environment::look(databases, load).await?;
+    let machine = format!("{}, {} cores, {}, load {}", on.cpu, on.cores, on.memory, on.load);
+    println!(
+        "{}, commit {}. {machine}. PostgreSQL {}.\n",
+        on.date, on.commit, on.postgres
+    );
     println!("| ledger | operations | operations/s | max RSS |\n|---|---|---|---|");
     println!("{}", rows.join("\n"));
     Ok(())
 }
 
+/// A row of the table.
 async fn measure_ledger(
     databases: &Databases,
     database: &Database,
     ledger: &Ledger,
     users: u64,
     log: &Path,
-) -> Outcome<Measured> {
-    let operations = users * OPERATIONS_PER_USER;
-    eprintln!("{}: {operations} operations", ledger.name(users));
+) -> Outcome<String> {
+    let (name, operations) = (ledger.name(users), users * OPERATIONS_PER_USER);
+    eprintln!("{name}: {operations} operations");
     let client = database.client().await?;
     ledger.fill(&client, users).await?;
     let log = ledger.with_log.then_some(log);
@@ -143,16 +136,9 @@ async fn measure_ledger(
         ledgers::write_log(&client, log).await?;
     }
     databases.checkpoint().await?;
-    Measured::run(database, log, operations).await
-}
-
-fn row(ledger: &Ledger, users: u64, measured: &Measured) -> String {
-    let operations = (users * OPERATIONS_PER_USER) as f64;
-    format!(
-        "| {} | {} | {} | {} |",
-        ledger.name(users),
-        thousands(operations),
-        thousands(operations / measured.took.as_secs_f64()),
-        mebibytes(measured.max_rss_bytes)
-    )
+    let measured = Measured::run(database, log, operations).await?;
+    let per_second = operations as f64 / measured.took.as_secs_f64();
+    let [operations, per_second] = [operations as f64, per_second].map(thousands);
+    let memory = mebibytes(measured.max_rss_bytes);
+    Ok(format!("| {name} | {operations} | {per_second} | {memory} |"))
 }
