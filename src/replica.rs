@@ -1,6 +1,6 @@
 //! One replica: its parts wired together, and taken apart again in a written order.
 //!
-//! Start: the end of the log is read and the log opened → changes of an earlier run get the lines they lack → requests are
+//! Start: the log is locked and its end read → changes of an earlier run get the lines they lack → requests are
 //! taken.
 //!
 //! Shutdown: `/readyz` says no → a pause in which load balancers notice → no new connections → requests under way are
@@ -98,10 +98,11 @@ pub async fn run(
     // Without a handler, a file that reaches `ulimit -f` would end the process; with one, the write fails and the log
     // fails closed.
     let _file_size = signal(SignalKind::from_raw(nix::libc::SIGXFSZ)).map_err(ReplicaError::Signals)?;
-    let recovery = Recovery::prepare(&config.operations_log, config.service.operation_timeout).await;
-    let (log, writer) = OperationsLog::start(config.operations_log)
+    let opened = OperationsLog::open(config.operations_log)
         .await
         .map_err(ReplicaError::OpenLog)?;
+    let recovery = Recovery::prepare(&opened, config.service.operation_timeout).await;
+    let (log, writer) = opened.start().await.map_err(ReplicaError::OpenLog)?;
 
     let reopened = log.clone();
     let reopening = tokio::spawn(async move {

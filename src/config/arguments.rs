@@ -242,7 +242,17 @@ impl ServiceArguments {
             path: self.operations_log.clone(),
             sync,
             instance: self.instance()?,
+            operations_at_once: self.in_flight()? + self.connections()?.get(),
         })
+    }
+
+    fn connections(&self) -> Result<NonZeroUsize, ConfigError> {
+        number(
+            "CONNECTIONS",
+            &self.connections,
+            NonZeroUsize::MIN..=NonZeroUsize::MIN.saturating_add(999_999),
+            "a whole number from 1 to 1000000",
+        )
     }
 
     /// # Errors
@@ -251,12 +261,7 @@ impl ServiceArguments {
     pub fn http(&self) -> Result<HttpConfig, ConfigError> {
         Ok(HttpConfig {
             listen: parsed("LISTEN", &self.listen, ADDRESS_ALLOWED)?,
-            connections: number(
-                "CONNECTIONS",
-                &self.connections,
-                NonZeroUsize::MIN..=NonZeroUsize::MIN.saturating_add(999_999),
-                "a whole number from 1 to 1000000",
-            )?,
+            connections: self.connections()?,
             turned_away: TURNED_AWAY,
             idle_timeout: milliseconds("IDLE_TIMEOUT_MS", &self.idle_timeout_ms)?,
             client_timeout: milliseconds("CLIENT_TIMEOUT_MS", &self.client_timeout_ms)?,
@@ -448,6 +453,12 @@ mod tests {
             );
             assert!(!error.contains('\n'), "{error}");
         }
+    }
+
+    #[test]
+    fn the_operations_log_has_room_for_every_operation_under_way_and_every_client() {
+        let log = line(&["--operations-in-flight=1000000", "--connections=999999"]);
+        assert_eq!(log.service.operations_log().unwrap().operations_at_once, 1_999_999);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`DatabaseConfig`] | `DATABASE_URL`, `DATABASE_CONNECTIONS` |
 //! | [`ApproverConfig`] | `APPROVER_URL`, `APPROVER_TIMEOUT_MS`, `APPROVER_CALLS` |
-//! | [`OperationsLogConfig`] | `OPERATIONS_LOG`, `OPERATIONS_LOG_SYNC`, `INSTANCE` |
+//! | [`OperationsLogConfig`] | `OPERATIONS_LOG`, `OPERATIONS_LOG_SYNC`, `INSTANCE`, `OPERATIONS_IN_FLIGHT`, `CONNECTIONS` |
 //! | [`ServiceConfig`] | `APPROVAL_THRESHOLD`, `OPERATION_TIMEOUT_MS`, `OPERATIONS_IN_FLIGHT`, `INSTANCE` |
 //! | [`LedgerConfig`] | `OPERATION_TIMEOUT_MS`, `OPERATIONS_IN_FLIGHT`, `COMMIT_BATCH_USERS`, `COMMIT_LANES`, `READ_STATEMENTS` |
 //! | [`HttpConfig`] | `LISTEN`, `CONNECTIONS`, `IDLE_TIMEOUT_MS`, `CLIENT_TIMEOUT_MS`, `SHUTDOWN_DELAY_MS`, `SHUTDOWN_TIMEOUT_MS` |
@@ -102,6 +102,9 @@ pub struct OperationsLogConfig {
     pub sync: SyncPolicy,
     /// From `INSTANCE`: this replica's name in every line.
     pub instance: String,
+    /// From `OPERATIONS_IN_FLIGHT` and `CONNECTIONS`, added up: the most operations that need lines at once. Those under
+    /// way go on when their clients are gone, and each client that is still there may be told that there are too many.
+    pub operations_at_once: usize,
 }
 
 /// The bounds of an operation.

@@ -9,15 +9,12 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::file::{Condition, LogFile, Opened, Storage};
+use super::file::{Condition, LogFile, Opened, PROBE_BYTES, Storage};
 use super::health::LogFailure;
 use crate::config::SyncPolicy;
 
 /// Most bytes of one write(2), but for a single line that is longer.
 const WRITE_BYTES: usize = 1 << 20;
-
-/// Room for the longest line: a context of 4,096 and a user id of 256 characters, each escaped to 6 bytes, and the rest.
-const PROBE_BYTES: usize = 32 << 10;
 
 /// What became of the lines of one call. They are in the order given: first the acknowledged, then the unsettled, then
 /// those that are not on the file.
@@ -65,7 +62,8 @@ impl<S: Storage> Appender<S> {
     /// Opens the file at the configured place anew; lines go there from now on, or nowhere until that succeeds.
     pub(super) fn reopen(&mut self) -> Result<(), LogFailure> {
         self.must_open = true;
-        let opened = self.storage.open().map_err(|error| LogFailure::open(&error))?;
+        let opened = self.storage.open(Some(&self.file));
+        let opened = opened.map_err(|error| LogFailure::open(&error))?;
         // Opening a stream again leads to the same stream, and to the same fragment at its end.
         let is_stream = matches!(opened.file.condition(), Ok(Condition::Stream));
         self.torn = opened.torn || is_stream && self.torn;
@@ -99,7 +97,7 @@ impl<S: Storage> Appender<S> {
     ///
     /// On a regular file it writes room for the longest line, in blanks without a line break, and cuts it off again:
     /// the very calls that a line needs. One byte would still fit into the last block of a full disk. No reader of
-    /// lines sees them; a crash between the two calls leaves at most one blank line. On a stream, where nothing can be
+    /// lines sees them; what a crash between the two calls leaves is cut off when the file is opened. On a stream, where nothing can be
     /// taken back, an empty write asks the driver (`/dev/full` refuses it).
     pub(super) fn probe(&mut self) -> Result<(), LogFailure> {
         let base = self.prepare()?;

@@ -57,7 +57,10 @@ impl LogFailure {
 
     pub(super) fn open(error: &OpenError) -> Self {
         Self::Open {
-            reason: words(error.source()),
+            reason: match error.source() {
+                Some(source) => words(source),
+                None => "another process writes it".to_owned(),
+            },
         }
     }
 }

@@ -15,16 +15,17 @@
 //! file, and knows nothing of why an operation was answered as it was.
 //!
 //! **Only one process writes a file.** What a failed write left behind is cut off by length, which would cut another
-//! process's lines; each replica has its own `OPERATIONS_LOG`.
+//! process's lines; each replica has its own `OPERATIONS_LOG`, and locks it. Where the file system knows no locks, that
+//! is only said.
 //!
 //! | file | what |
 //! |---|---|
 //! | `record` | what is told, and its line |
 //! | `writer` | the task: queue, waiters, retained lines, syncing, recovery |
 //! | `appender` | appends whole lines to the file or says how many are on it |
-//! | `file` | what is asked of a file, and the real one: mode, torn end, devices and pipes |
+//! | `file` | what is asked of a file, and the real one: lock, mode, torn end, devices and pipes |
 //! | `health` | what is known outside the task: failing or not, counts |
-//! | `trail` | before the log is opened: what the log of earlier runs tells |
+//! | `trail` | before lines are written: what the log of earlier runs tells |
 //! | `backwards` | a file's lines from the last to the first |
 //! | `recovery_mark` | the file `<log>.recovering`: since when lines may be missing |
 
@@ -45,10 +46,12 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot};
 
 use self::appender::Appender;
-use self::file::{PathStorage, Storage};
+use self::file::{Opened, PathStorage, RealFile, Storage};
 use self::health::Shared;
 use self::writer::{CLOSING_GRACE, Intake, Job, Keep, Leftover, Line, Writer};
-use crate::config::{OperationsLogConfig, SyncPolicy};
+use crate::config::OperationsLogConfig;
+#[cfg(doc)]
+use crate::config::SyncPolicy;
 use crate::domain::Timestamp;
 
 pub use self::file::OpenError;
@@ -57,8 +60,9 @@ pub use self::record::{OperationName, Outcome, Record};
 pub use self::recovery_mark::RecoveryMark;
 pub use self::trail::{EarlierLog, LoggedChanges, Reservation, Trail, TrailQuery, read_trail};
 
-/// Most slots given out at once. Above the operations in flight of any sensible setting; more are refused.
-const QUEUE_LINES: usize = 16_384;
+/// Slots for the lines of an earlier run's changes, beside those of the operations. The queue takes memory only for the
+/// lines that are in it.
+const RECOVERY_LINES: usize = 1_024;
 
 /// How long [`WriterTask::finish`] waits for a file that does not answer, after [`CLOSING_GRACE`].
 const FINISH_GRACE: Duration = Duration::from_secs(5);
@@ -118,23 +122,35 @@ pub enum FinishError {
     Panicked,
 }
 
-impl OperationsLog {
-    /// Opens the file, to append to it, and starts the writer on a thread of its own. A new file has mode 0600; an
-    /// existing one is given that mode if its own is looser. Whether it takes lines is tried before this returns: no
-    /// change is committed only to find out that its line cannot be written. Must be called, and the writer finished, within the
+/// A log that is opened and locked, and not written yet: the time to read what earlier runs have left in it.
+#[must_use = "it is locked until it is dropped"]
+pub struct OpenedLog {
+    config: OperationsLogConfig,
+    storage: PathStorage,
+    opened: Opened<RealFile>,
+}
+
+impl OpenedLog {
+    /// What it was opened with.
+    pub fn config(&self) -> &OperationsLogConfig {
+        &self.config
+    }
+
+    /// Whether there was no file at the path before.
+    pub fn is_new(&self) -> bool {
+        self.opened.is_new
+    }
+
+    /// Starts the writer on a thread of its own. Whether the file takes lines is tried before this returns: no change is
+    /// committed only to find out that its line cannot be written. Must be called, and the writer finished, within the
     /// runtime.
     ///
     /// # Errors
     ///
-    /// [`OpenError`] names the path and what is wrong with it.
-    pub async fn start(config: OperationsLogConfig) -> Result<(OperationsLog, WriterTask), OpenError> {
-        let storage = PathStorage::new(config.path);
-        let opening = tokio::task::spawn_blocking(move || storage.open().map(|opened| (storage, opened)));
-        let (storage, opened) = opening
-            .await
-            .map_err(|error| OpenError::Thread { source: error.into() })??;
-        let appender = Appender::new(storage, opened, config.sync);
-        let (log, mut writer) = OperationsLog::with_writer(appender, config.sync, &config.instance);
+    /// [`OpenError`] if there can be no such thread.
+    pub async fn start(self) -> Result<(OperationsLog, WriterTask), OpenError> {
+        let appender = Appender::new(self.storage, self.opened, self.config.sync);
+        let (log, mut writer) = OperationsLog::with_writer(appender, &self.config);
         let probing = tokio::task::spawn_blocking(move || {
             writer.probe_first();
             writer
@@ -153,11 +169,43 @@ impl OperationsLog {
         let shared = Arc::clone(&log.shared);
         Ok((log, WriterTask { shared, ended }))
     }
+}
 
-    fn with_writer<S: Storage>(appender: Appender<S>, sync: SyncPolicy, instance: &str) -> (Self, Writer<S>) {
-        let (queue, jobs) = mpsc::channel(QUEUE_LINES);
-        let shared = Arc::new(Shared::new(instance));
-        let writer = Writer::new(Intake::new(jobs), Arc::clone(&shared), appender, sync);
+impl OperationsLog {
+    /// Opens the file, to append to it, and locks it. A new file has mode 0600; an existing one is given that mode if its
+    /// own is looser. A predecessor that still holds the lock is waited for, for up to five seconds.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] names the path and what is wrong with it.
+    pub async fn open(config: OperationsLogConfig) -> Result<OpenedLog, OpenError> {
+        let opening = tokio::task::spawn_blocking(move || {
+            let storage = PathStorage::new(config.path.clone());
+            let opened = storage.open_first()?;
+            Ok(OpenedLog {
+                config,
+                storage,
+                opened,
+            })
+        });
+        opening
+            .await
+            .map_err(|error| OpenError::Thread { source: error.into() })?
+    }
+
+    /// [Opens](Self::open) the log and [starts](OpenedLog::start) its writer.
+    ///
+    /// # Errors
+    ///
+    /// Those of the two.
+    pub async fn start(config: OperationsLogConfig) -> Result<(OperationsLog, WriterTask), OpenError> {
+        Self::open(config).await?.start().await
+    }
+
+    fn with_writer<S: Storage>(appender: Appender<S>, config: &OperationsLogConfig) -> (Self, Writer<S>) {
+        let (queue, jobs) = mpsc::channel(config.operations_at_once + RECOVERY_LINES);
+        let shared = Arc::new(Shared::new(&config.instance));
+        let writer = Writer::new(Intake::new(jobs), Arc::clone(&shared), appender, config.sync);
         (Self { queue, shared }, writer)
     }
 

@@ -1,7 +1,7 @@
 //! What the log of earlier runs tells: when the last line was written, and which changes have theirs.
 //!
 //! Only the end is read, backwards, in the file at the configured place and in the rotated ones beside it: until the lines
-//! are older than any that could matter. It is read before the log is opened for writing, and nothing is changed.
+//! are older than any that could matter. It is read while the log is locked and not written yet, and nothing is changed.
 
 use std::borrow::Cow;
 use std::fs::{self, File, Metadata};
@@ -31,6 +31,8 @@ const COMPRESSED: [&str; 7] = [".gz", ".bz2", ".xz", ".zst", ".lz4", ".Z", ".zip
 pub struct TrailQuery {
     /// The log's path as configured.
     pub path: PathBuf,
+    /// The file at the path was made just now: it is not one of an earlier run.
+    pub is_new: bool,
     /// Whose lines.
     pub instance: String,
     /// The longest time from the making of an operation's id to its line.
@@ -141,7 +143,7 @@ pub fn read_trail(query: &TrailQuery) -> io::Result<EarlierLog> {
         readable,
         compressed,
         reservation,
-    } = TrailFiles::of(&query.path)?;
+    } = TrailFiles::of(query)?;
     let Some(newest) = readable.first() else {
         let unsettled = query.unsettled_since.map(|since| Trail {
             complete_until: since,
@@ -314,7 +316,8 @@ impl TrailFile {
 }
 
 impl TrailFiles {
-    fn of(log: &Path) -> io::Result<Self> {
+    fn of(query: &TrailQuery) -> io::Result<Self> {
+        let log = &query.path;
         let mut files = Self {
             readable: Vec::new(),
             compressed: Vec::new(),
@@ -322,7 +325,8 @@ impl TrailFiles {
         };
         match fs::metadata(log) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            metadata => files.readable.push(TrailFile::new(log.to_owned(), &metadata?)?),
+            _ if query.is_new => {}
+            metadata => files.readable.push(TrailFile::new(log.clone(), &metadata?)?),
         }
         let (Some(name), directory) = (log.file_name(), directory_of(log)) else {
             return Ok(files);

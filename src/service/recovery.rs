@@ -4,8 +4,8 @@
 //! of the log, and a while before, is compared with the lines of that time; a change without a line of its own gets one,
 //! marked as recovered. Neither the whole history is read nor the whole log.
 //!
-//! 1. Before the log is opened: its end is read, and the mark beside it says since when lines may be missing, until all
-//!    looks are made ([`Recovery::prepare`]).
+//! 1. When the log is locked and not written yet: its end is read, and the mark beside it says since when lines may be
+//!    missing, until all looks are made ([`Recovery::prepare`]).
 //! 2. Before the replica serves: a look, bounded in time. If PostgreSQL or the log fails, it is made in the background, as
 //!    soon as it can be ([`Recovery::begin`]).
 //! 3. In the background, twice more: a commit that was on its way when its replica died may reach PostgreSQL later.
@@ -23,12 +23,11 @@ use uuid::Uuid;
 
 use super::{Service, now};
 use crate::causes::causes;
-use crate::config::OperationsLogConfig;
 use crate::domain::{OperationId, Timestamp};
 use crate::ledger::{LOG_GRACE, longest_without_line};
 use crate::operations_log::{
-    EarlierLog, Lines, LogUnavailable, LoggedChanges, OperationName, Outcome, Record, RecoveryMark, Reservation, Slot,
-    Trail, TrailQuery, Written, read_trail,
+    EarlierLog, Lines, LogUnavailable, LoggedChanges, OpenedLog, OperationName, Outcome, Record, RecoveryMark,
+    Reservation, Slot, Trail, TrailQuery, Written, read_trail,
 };
 use crate::retry::Pauses;
 use crate::store::{CLOCKS_APART, StoreError, StoredByQuery, StoredChange};
@@ -57,7 +56,7 @@ const MOST_WIDTH: Duration = Duration::from_secs(86_400);
 /// A statement that took less may look at more the next time.
 const QUICK: Duration = Duration::from_millis(500);
 
-/// What is known of the earlier run before the log is opened.
+/// What is known of the earlier run before the log is written.
 pub struct Recovery {
     search: Option<Search>,
     notes: Vec<Note>,
@@ -103,15 +102,21 @@ enum LookError {
 }
 
 impl Recovery {
-    /// Finds out since when lines may be missing. To be called before the log is opened and before any operation begins;
-    /// says nothing yet, as the log may turn out not to be one that can be opened.
-    pub async fn prepare(log: &OperationsLogConfig, operation_timeout: Duration) -> Self {
+    /// Finds out since when lines may be missing. To be called before the log is started and before any operation begins:
+    /// it is locked, so that a predecessor has written all its lines, and nobody adds to them.
+    pub async fn prepare(log: &OpenedLog, operation_timeout: Duration) -> Self {
         // Later ids of this process are higher, even if the clock is set back.
         let beyond = OperationId(Uuid::now_v7());
-        let (log, margin) = (log.clone(), longest_without_line(operation_timeout));
+        let query = TrailQuery {
+            path: log.config().path.clone(),
+            is_new: log.is_new(),
+            instance: log.config().instance.clone(),
+            margin: longest_without_line(operation_timeout),
+            unsettled_since: None,
+        };
         let preparing = spawn_blocking(move || {
             let mut notes = Vec::new();
-            let search = Search::prepare(log, margin, beyond, &mut notes);
+            let search = Search::prepare(query, beyond, &mut notes);
             Self { search, notes }
         });
         preparing.await.unwrap_or_else(|error| Self {
@@ -143,10 +148,10 @@ impl Recovery {
 
 impl Search {
     /// `None` if there was no earlier run, or none of which anything is known. Blocks.
-    fn prepare(log: OperationsLogConfig, margin: Duration, beyond: OperationId, notes: &mut Vec<Note>) -> Option<Self> {
-        let began = now();
-        let mark = RecoveryMark::beside(&log.path);
-        let trail = trail(log, margin, &mark, notes)?;
+    fn prepare(query: TrailQuery, beyond: OperationId, notes: &mut Vec<Note>) -> Option<Self> {
+        let (began, margin) = (now(), query.margin);
+        let mark = RecoveryMark::beside(&query.path);
+        let trail = trail(query, &mark, notes)?;
         notes.extend(mark.write(trail.complete_until).err().map(Note::MarkNotWritten));
         if trail.complete_until > began {
             notes.push(Note::ClockSetBack(trail.complete_until));
@@ -300,17 +305,11 @@ fn record(change: &StoredChange) -> Record<'_> {
 }
 
 /// What the log of earlier runs tells, as far as it can be read. Blocks.
-fn trail(log: OperationsLogConfig, margin: Duration, mark: &RecoveryMark, notes: &mut Vec<Note>) -> Option<Trail> {
-    let unsettled_since = mark.read().unwrap_or_else(|error| {
+fn trail(mut query: TrailQuery, mark: &RecoveryMark, notes: &mut Vec<Note>) -> Option<Trail> {
+    query.unsettled_since = mark.read().unwrap_or_else(|error| {
         notes.push(Note::MarkNotRead(error));
         None
     });
-    let query = TrailQuery {
-        path: log.path,
-        instance: log.instance,
-        margin,
-        unsettled_since,
-    };
     match read_trail(&query) {
         Ok(EarlierLog::None) => None,
         Ok(EarlierLog::Stream) => {

@@ -22,6 +22,9 @@ use crate::support::world::NOON;
 const RECOVERED: &str = "had no line in the operations log";
 const COMPLETE: &str = "no change of an earlier run lacks its line";
 
+/// And while another process writes its log.
+const WAITS: &str = "another process writes the operations log";
+
 /// A request under way.
 type Sent = JoinHandle<Result<reqwest::Response, reqwest::Error>>;
 
@@ -262,6 +265,31 @@ async fn a_commit_that_reaches_the_database_after_the_restart_is_recovered_too()
     replica.said(RECOVERED).await;
     instance.expect_complete(1).await;
     replica.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_predecessor_that_is_still_ending_writes_is_not_written_again() {
+    let instance = Instance::new().await;
+    let (first, client) = instance.start().await;
+    client.change(&change("alice", 100, NOON)).await.expect(200);
+    let (blocker, watcher) = (instance.database.client().await, instance.database.client().await);
+    blocker
+        .batch_execute("BEGIN; SELECT * FROM balance FOR UPDATE")
+        .await
+        .unwrap();
+    let sent = tokio::spawn(async move { client.change(&change("alice", -30, NOON)).await });
+    until(&watcher, WAITING, 1).await;
+    first.signal(Signal::SIGTERM);
+    let mut second = instance.options().spawn();
+    second.said(WAITS).await;
+    blocker.batch_execute("COMMIT").await.unwrap();
+    sent.await.unwrap().expect(200);
+    let mut first = first;
+    assert!(first.ended().await.success());
+    second.serves().await;
+    second.said(COMPLETE).await;
+    instance.expect_complete(0).await;
+    second.stop().await;
 }
 
 #[tokio::test]

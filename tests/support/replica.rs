@@ -111,6 +111,13 @@ impl ReplicaOptions {
 
     /// Starts the replica and waits until it serves.
     pub async fn start(self) -> Replica {
+        let mut replica = self.spawn();
+        replica.serves().await;
+        replica
+    }
+
+    /// Starts the replica, which may never come to serve.
+    pub fn spawn(self) -> Replica {
         let scratch = Scratch::new();
         let mut command = self.command();
         let log = self.log.unwrap_or_else(|| scratch.0.join("operations.log"));
@@ -131,17 +138,13 @@ impl ReplicaOptions {
                 said.send_modify(|lines: &mut Vec<String>| lines.push(line));
             }
         });
-        let mut replica = Replica {
+        Replica {
             url: String::new(),
             log,
             child,
             output,
             scratch,
-        };
-        let line = replica.said("serving address=").await;
-        let (_, address) = line.split_once("address=").unwrap();
-        replica.url = format!("http://{address}");
-        replica
+        }
     }
 }
 
@@ -170,6 +173,13 @@ impl Replica {
     /// A replica on this database with this Approver and nothing else set.
     pub async fn start(database: &Database, approver: &TestApprover) -> Self {
         ReplicaOptions::new(&database.url, &approver.url()).start().await
+    }
+
+    /// Waits until it serves, and notes where.
+    pub async fn serves(&mut self) {
+        let line = self.said("serving address=").await;
+        let (_, address) = line.split_once("address=").unwrap();
+        self.url = format!("http://{address}");
     }
 
     /// Waits for a line of standard error that holds `text`.

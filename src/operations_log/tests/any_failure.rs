@@ -2,6 +2,7 @@
 //! committed change is lost.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -12,7 +13,6 @@ use tokio::time::sleep;
 
 use super::disk::Disk;
 use super::*;
-use crate::config::SyncPolicy;
 
 /// What an operation's line tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -228,8 +228,8 @@ fn run(disk: Disk, policy: SyncPolicy, events: Vec<Event>) -> Run {
         .build()
         .unwrap();
     runtime.block_on(async move {
-        let appender = Appender::new(disk.clone(), disk.open().unwrap(), policy);
-        let (log, writer) = OperationsLog::with_writer(appender, policy, "replica-1");
+        let appender = Appender::new(disk.clone(), disk.open(None).unwrap(), policy);
+        let (log, writer) = OperationsLog::with_writer(appender, &config(Path::new("disk"), policy, "replica-1"));
         let writer = tokio::spawn(writer.run());
         let mut run = Run {
             disk,
@@ -369,8 +369,11 @@ fn at_whatever_byte_a_disk_that_cannot_be_cut_is_full_every_line_is_whole() {
 #[tokio::test(start_paused = true)]
 async fn under_everysec_a_line_is_forced_to_the_disk_within_a_second_and_a_failure_to_do_so_is_told() {
     let disk = Disk::default();
-    let appender = Appender::new(disk.clone(), disk.open().unwrap(), SyncPolicy::EverySecond);
-    let (log, writer) = OperationsLog::with_writer(appender, SyncPolicy::EverySecond, "replica-1");
+    let appender = Appender::new(disk.clone(), disk.open(None).unwrap(), SyncPolicy::EverySecond);
+    let (log, writer) = OperationsLog::with_writer(
+        appender,
+        &config(Path::new("disk"), SyncPolicy::EverySecond, "replica-1"),
+    );
     tokio::spawn(writer.run());
     write(&log, 1, true).await.unwrap();
     assert!(!disk.current_file_is_synced());
@@ -390,8 +393,9 @@ async fn under_everysec_a_line_is_forced_to_the_disk_within_a_second_and_a_failu
 #[tokio::test(start_paused = true)]
 async fn a_slot_that_is_kept_past_the_end_is_told_so() {
     let disk = Disk::default();
-    let appender = Appender::new(disk.clone(), disk.open().unwrap(), SyncPolicy::Never);
-    let (log, writer) = OperationsLog::with_writer(appender, SyncPolicy::Never, "replica-1");
+    let appender = Appender::new(disk.clone(), disk.open(None).unwrap(), SyncPolicy::Never);
+    let (log, writer) =
+        OperationsLog::with_writer(appender, &config(Path::new("disk"), SyncPolicy::Never, "replica-1"));
     let writer = tokio::spawn(writer.run());
     let slot = log.reserve().unwrap();
     log.close();
@@ -404,8 +408,11 @@ async fn a_slot_that_is_kept_past_the_end_is_told_so() {
 #[tokio::test(start_paused = true)]
 async fn a_recovered_line_that_is_refused_is_kept_and_marked_once() {
     let disk = Disk::default();
-    let appender = Appender::new(disk.clone(), disk.open().unwrap(), SyncPolicy::EverySecond);
-    let (log, writer) = OperationsLog::with_writer(appender, SyncPolicy::EverySecond, "replica-1");
+    let appender = Appender::new(disk.clone(), disk.open(None).unwrap(), SyncPolicy::EverySecond);
+    let (log, writer) = OperationsLog::with_writer(
+        appender,
+        &config(Path::new("disk"), SyncPolicy::EverySecond, "replica-1"),
+    );
     tokio::spawn(writer.run());
     let told_late = Told::new(1, true);
     let slot = log.reserve().unwrap();
@@ -423,8 +430,9 @@ async fn a_recovered_line_that_is_refused_is_kept_and_marked_once() {
 #[tokio::test(start_paused = true)]
 async fn a_kept_line_that_is_on_the_file_but_cannot_be_synced_or_cut_off_is_not_written_twice() {
     let disk = Disk::default();
-    let appender = Appender::new(disk.clone(), disk.open().unwrap(), SyncPolicy::Always);
-    let (log, writer) = OperationsLog::with_writer(appender, SyncPolicy::Always, "replica-1");
+    let appender = Appender::new(disk.clone(), disk.open(None).unwrap(), SyncPolicy::Always);
+    let (log, writer) =
+        OperationsLog::with_writer(appender, &config(Path::new("disk"), SyncPolicy::Always, "replica-1"));
     tokio::spawn(writer.run());
     disk.state().room = Some(0);
     assert_eq!(write(&log, 1, true).await, Err(LogUnavailable::Failing));
@@ -442,8 +450,11 @@ async fn a_kept_line_that_is_on_the_file_but_cannot_be_synced_or_cut_off_is_not_
 #[tokio::test(start_paused = true)]
 async fn a_line_that_lacks_only_its_line_break_on_a_pipe_is_not_written_twice() {
     let disk = Disk::with_stream();
-    let appender = Appender::new(disk.clone(), disk.open().unwrap(), SyncPolicy::EverySecond);
-    let (log, writer) = OperationsLog::with_writer(appender, SyncPolicy::EverySecond, "replica-1");
+    let appender = Appender::new(disk.clone(), disk.open(None).unwrap(), SyncPolicy::EverySecond);
+    let (log, writer) = OperationsLog::with_writer(
+        appender,
+        &config(Path::new("disk"), SyncPolicy::EverySecond, "replica-1"),
+    );
     tokio::spawn(writer.run());
     write(&log, 1, true).await.unwrap();
     let line_bytes = disk.text(false).len();

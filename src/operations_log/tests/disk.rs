@@ -1,11 +1,12 @@
 //! A disk in memory that fails as it is told to.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use nix::errno::Errno;
 
+use super::config;
 use crate::config::SyncPolicy;
 use crate::operations_log::OperationsLog;
 use crate::operations_log::appender::Appender;
@@ -52,8 +53,8 @@ pub(crate) struct DiskFile {
 impl Disk {
     /// A log on this disk; its writer is a task of this runtime.
     pub(crate) fn log(&self, sync: SyncPolicy, instance: &str) -> OperationsLog {
-        let appender = Appender::new(self.clone(), self.open().unwrap(), sync);
-        let (log, writer) = OperationsLog::with_writer(appender, sync, instance);
+        let appender = Appender::new(self.clone(), self.open(None).unwrap(), sync);
+        let (log, writer) = OperationsLog::with_writer(appender, &config(Path::new("disk"), sync, instance));
         tokio::spawn(writer.run());
         log
     }
@@ -128,7 +129,7 @@ impl Disk {
 impl Storage for Disk {
     type File = DiskFile;
 
-    fn open(&self) -> Result<Opened<DiskFile>, OpenError> {
+    fn open(&self, _current: Option<&DiskFile>) -> Result<Opened<DiskFile>, OpenError> {
         let mut state = self.state();
         if state.open_fails {
             return Err(OpenError::Open {
@@ -136,6 +137,7 @@ impl Storage for Disk {
                 source: Errno::EACCES.into(),
             });
         }
+        let is_new = state.at_path.is_none();
         let index = state.at_path.unwrap_or_else(|| {
             state.files.push(Content::default());
             state.files.len() - 1
@@ -147,7 +149,7 @@ impl Storage for Disk {
             disk: self.clone(),
             index,
         };
-        Ok(Opened { file, torn })
+        Ok(Opened { file, torn, is_new })
     }
 }
 

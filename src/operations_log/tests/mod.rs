@@ -2,14 +2,27 @@
 
 mod any_failure;
 pub(crate) mod disk;
+mod lock;
 mod real_files;
 mod trail;
+
+use std::path::Path;
 
 use serde_json::Value;
 use uuid::Uuid;
 
 use super::*;
+use crate::config::SyncPolicy;
 use crate::domain::{Context, OperationId, UserId};
+
+fn config(path: &Path, sync: SyncPolicy, instance: &str) -> OperationsLogConfig {
+    OperationsLogConfig {
+        path: path.to_owned(),
+        sync,
+        instance: instance.to_owned(),
+        operations_at_once: 14_096,
+    }
+}
 
 /// What one test operation is, and what its line needs to borrow.
 struct Told {

@@ -1,30 +1,32 @@
 //! On files of the operating system.
 
 use std::fs::{self, OpenOptions, Permissions};
-use std::io::Read;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use tokio::time::{sleep, timeout};
 
 use super::*;
-use crate::config::SyncPolicy;
 
 /// A directory of its own, removed at the end of the test.
-struct Directory(PathBuf);
+pub(super) struct Directory(pub(super) PathBuf);
 
 impl Directory {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let path = std::env::temp_dir().join(format!("balance-operations-log-{}", Uuid::now_v7()));
         fs::create_dir(&path).unwrap();
         Self(path)
     }
 
-    fn log(&self) -> PathBuf {
+    pub(super) fn log(&self) -> PathBuf {
         self.0.join("operations.log")
     }
 }
@@ -35,21 +37,16 @@ impl Drop for Directory {
     }
 }
 
-async fn start(path: &Path, sync: SyncPolicy) -> (OperationsLog, WriterTask) {
-    let config = OperationsLogConfig {
-        path: path.to_owned(),
-        sync,
-        instance: "replica-1".to_owned(),
-    };
-    OperationsLog::start(config).await.unwrap()
+pub(super) async fn start(path: &Path, sync: SyncPolicy) -> (OperationsLog, WriterTask) {
+    OperationsLog::start(config(path, sync, "replica-1")).await.unwrap()
 }
 
-fn numbers(path: &Path) -> Vec<u128> {
+pub(super) fn numbers(path: &Path) -> Vec<u128> {
     let text = fs::read_to_string(path).unwrap();
     text.lines().map(|line| told(line).expect(line).0).collect()
 }
 
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(super) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let waiting = async {
         while !holds() {
             sleep(Duration::from_millis(5)).await;
@@ -100,14 +97,55 @@ async fn a_torn_last_line_is_never_glued_to_the_next() {
 }
 
 #[tokio::test]
+async fn blanks_that_a_crash_left_of_a_probe_are_cut_off_and_nothing_else_is() {
+    let line = "{\"operationId\":\"00000000-0000-0000-0000-000000000007\"}\n";
+    let blanks = |count| " ".repeat(count);
+    for (before, kept) in [
+        (format!("{line}{}", blanks(32 << 10)), line.to_owned()),
+        (format!("{line} "), line.to_owned()),
+        (blanks(32 << 10), String::new()),
+        (line.to_owned(), line.to_owned()),
+        // A torn line may end in blanks of its own.
+        (format!("{line}{{\"at "), format!("{line}{{\"at \n")),
+        (
+            format!("{line}{}", blanks(40 << 10)),
+            format!("{line}{}\n", blanks(40 << 10)),
+        ),
+    ] {
+        let directory = Directory::new();
+        fs::write(directory.log(), &before).unwrap();
+        let (log, task) = start(&directory.log(), SyncPolicy::EverySecond).await;
+        write(&log, 8, true).await.unwrap();
+        task.finish().await.unwrap();
+        let text = fs::read_to_string(directory.log()).unwrap();
+        let (rest, last) = text.split_at(text.trim_end().rfind('\n').map_or(0, |at| at + 1));
+        assert!(rest == kept, "{:?}...", &rest[..rest.len().min(200)]);
+        assert_eq!(told(last), Some((8, false)));
+    }
+}
+
+#[tokio::test]
+async fn blanks_that_cannot_be_cut_off_are_closed_before_the_next_line() {
+    // As in an append-only file, which only the superuser can make.
+    let flags = MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_CLOEXEC;
+    let mut sealed = fs::File::from(memfd_create(c"operations.log", flags).unwrap());
+    sealed.write_all(b"{}\n  ").unwrap();
+    fcntl(&sealed, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
+    let path = PathBuf::from(format!("/proc/self/fd/{}", sealed.as_raw_fd()));
+    let (log, task) = start(&path, SyncPolicy::Never).await;
+    write(&log, 8, true).await.unwrap();
+    task.finish().await.unwrap();
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.starts_with("{}\n  "), "{text}");
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    assert_eq!((lines.len(), told(lines[1])), (2, Some((8, false))), "{text}");
+}
+
+#[tokio::test]
 async fn a_path_that_cannot_be_opened_is_named() {
     let directory = Directory::new();
     let path = directory.0.join("absent").join("operations.log");
-    let config = OperationsLogConfig {
-        path: path.clone(),
-        sync: SyncPolicy::Never,
-        instance: "replica-1".to_owned(),
-    };
+    let config = config(&path, SyncPolicy::Never, "replica-1");
     let error = OperationsLog::start(config).await.err().unwrap().to_string();
     assert!(error.contains(path.to_str().unwrap()), "{error}");
     assert!(error.contains("No such file or directory"), "{error}");
@@ -293,10 +331,15 @@ async fn without_handles_the_writer_ends_by_itself() {
 }
 
 #[tokio::test]
-async fn more_slots_than_the_queue_holds_are_refused_and_a_dropped_slot_makes_room() {
+async fn there_is_a_slot_for_every_operation_at_once_and_no_more_and_a_dropped_one_makes_room() {
     let directory = Directory::new();
-    let (log, task) = start(&directory.log(), SyncPolicy::Never).await;
-    let mut slots: Vec<Slot> = (0..QUEUE_LINES).map(|_| log.reserve().unwrap()).collect();
+    let config = OperationsLogConfig {
+        operations_at_once: 100_000,
+        ..config(&directory.log(), SyncPolicy::Never, "replica-1")
+    };
+    let (log, task) = OperationsLog::start(config).await.unwrap();
+    let slots = 0..100_000 + RECOVERY_LINES;
+    let mut slots: Vec<Slot> = slots.map(|_| log.reserve().unwrap()).collect();
     assert_eq!(log.reserve().err(), Some(LogUnavailable::QueueFull));
     slots.pop();
     assert!(log.reserve().is_ok());

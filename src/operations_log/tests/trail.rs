@@ -29,6 +29,7 @@ impl Files {
     fn query(&self, unsettled_since: Option<Timestamp>) -> TrailQuery {
         TrailQuery {
             path: self.0.join("operations.log"),
+            is_new: false,
             instance: "ours \"1\"".to_owned(),
             margin: MARGIN,
             unsettled_since,
@@ -313,4 +314,20 @@ fn a_compressed_file_is_complained_of_if_it_is_young_enough_to_matter() {
         .unwrap();
     old.set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
     assert!(files.read().reservations.is_empty());
+}
+
+#[test]
+fn a_file_that_was_made_just_now_is_none_of_an_earlier_run() {
+    let files = Files::new();
+    files.write("", b"");
+    let query = TrailQuery {
+        is_new: true,
+        ..files.query(None)
+    };
+    assert_eq!(read_trail(&query).unwrap(), EarlierLog::None);
+    files.write(".1", &Written::accepted(50).line(1));
+    let EarlierLog::Trail(trail) = read_trail(&query).unwrap() else {
+        panic!("the rotated file is one");
+    };
+    assert_eq!(trail.complete_until, second(50));
 }

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::support::client::{Answer, answer, change};
 use crate::support::disk::SmallDisk;
-use crate::support::replica::{Scratch, log_lines};
+use crate::support::replica::{ReplicaOptions, Scratch, log_lines};
 use crate::support::world::{NOON, World};
 
 fn text(line: &Value, name: &str) -> String {
@@ -91,6 +91,24 @@ async fn a_line_torn_by_a_crash_is_not_glued_to_the_next() {
     assert_eq!(lines[..2], [whole, torn]);
     assert_eq!(lines.len(), 3, "{text_now}");
     assert_eq!(text(&serde_json::from_str(lines[2]).unwrap(), "operationId"), name);
+}
+
+#[tokio::test]
+async fn a_second_replica_with_the_same_log_does_not_start_and_the_first_loses_no_line() {
+    let world = World::start().await;
+    world.deposit("a", 1).await;
+    let options = ReplicaOptions::new(&world.database.url, &world.approver.url());
+    let mut second = options.log(&world.replica.log).spawn();
+    second.said("another process writes the operations log; waiting").await;
+    world.deposit("a", 1).await;
+    assert_eq!(second.ended().await.code(), Some(1));
+    let path = world.replica.log.display();
+    let line = format!("balance: OPERATIONS_LOG: operations log {path}: another process writes it; give each replica");
+    second.said(&line).await;
+    let waits = second.output().iter().filter(|line| line.contains("waiting")).count();
+    assert_eq!(waits, 1);
+    world.deposit("a", 1).await;
+    assert_eq!(log_lines(&world.replica.log).len(), 3);
 }
 
 async fn everything(world: &World, key: &str) -> [Answer; 4] {
