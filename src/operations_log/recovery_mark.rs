@@ -85,6 +85,8 @@ impl RecoveryMark {
     ///
     /// The operating system's; that there is none is not an error.
     pub fn remove(&self) -> io::Result<()> {
+        // Left where the disk was full.
+        let _ = fs::remove_file(&self.unfinished);
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             result => result,

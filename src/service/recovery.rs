@@ -66,8 +66,55 @@ pub struct Recovery {
 struct Search {
     window: Window,
     logged: LoggedChanges,
-    mark: RecoveryMark,
+    mark: Mark,
     recovered: usize,
+}
+
+/// The mark beside the log, and what is still to be done to it. The calls block.
+#[derive(Clone)]
+struct Mark {
+    file: RecoveryMark,
+    /// There is one that cannot be read. It may hold an earlier moment than ours, and stays.
+    is_unread: bool,
+    /// What it should hold, and does not.
+    unwritten: Option<Timestamp>,
+}
+
+impl Mark {
+    fn read(file: RecoveryMark, query: &mut TrailQuery, notes: &mut Vec<Note>) -> Self {
+        let mut is_unread = false;
+        match file.read() {
+            Ok(moment) => query.unsettled_since = moment,
+            Err(error) => {
+                // What holds no moment tells nothing.
+                is_unread = error.kind() != io::ErrorKind::InvalidData;
+                notes.push(Note::MarkNotRead(error));
+            }
+        }
+        Self {
+            file,
+            is_unread,
+            unwritten: None,
+        }
+    }
+
+    fn set(&mut self, moment: Timestamp) -> io::Result<()> {
+        self.unwritten = Some(moment).filter(|_| !self.is_unread);
+        self.write()
+    }
+
+    /// Tries again what has failed before.
+    fn write(&mut self) -> io::Result<()> {
+        if let Some(moment) = self.unwritten {
+            self.file.write(moment)?;
+            self.unwritten = None;
+        }
+        Ok(())
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        if self.is_unread { Ok(()) } else { self.file.remove() }
+    }
 }
 
 /// What operators should know of the recovery.
@@ -81,11 +128,14 @@ enum Note {
     NotRead(io::Error),
     #[error("the operations log: {0}")]
     Reservation(Reservation),
-    #[error("the file .recovering beside the operations log cannot be read: {0}")]
+    #[error(
+        "the file .recovering beside the operations log cannot be read and is left as it is; changes of the runs that it \
+         tells of may lack their lines: {0}"
+    )]
     MarkNotRead(io::Error),
     #[error(
-        "the file .recovering cannot be written beside the operations log; a crash within the next minute may leave changes \
-         without their lines: {0}"
+        "the file .recovering cannot be written beside the operations log; until the looks are made, a crash may leave \
+         changes without their lines: {0}"
     )]
     MarkNotWritten(io::Error),
     #[error("the clock was set back, to before {0}: changes of an earlier run may not be recovered")]
@@ -148,11 +198,11 @@ impl Recovery {
 
 impl Search {
     /// `None` if there was no earlier run, or none of which anything is known. Blocks.
-    fn prepare(query: TrailQuery, beyond: OperationId, notes: &mut Vec<Note>) -> Option<Self> {
+    fn prepare(mut query: TrailQuery, beyond: OperationId, notes: &mut Vec<Note>) -> Option<Self> {
         let (began, margin) = (now(), query.margin);
-        let mark = RecoveryMark::beside(&query.path);
-        let trail = trail(query, &mark, notes)?;
-        notes.extend(mark.write(trail.complete_until).err().map(Note::MarkNotWritten));
+        let mut mark = Mark::read(RecoveryMark::beside(&query.path), &mut query, notes);
+        let trail = trail(&query, notes)?;
+        notes.extend(mark.set(trail.complete_until).err().map(Note::MarkNotWritten));
         if trail.complete_until > began {
             notes.push(Note::ClockSetBack(trail.complete_until));
         }
@@ -192,8 +242,22 @@ impl Search {
         }
     }
 
+    /// The disk that was full at the start may have room by now.
+    async fn write_mark(&mut self) {
+        if self.mark.unwritten.is_some() {
+            let mut mark = self.mark.clone();
+            let writing = spawn_blocking(move || mark.write().map(|()| mark));
+            match writing.await {
+                Ok(Ok(mark)) => self.mark = mark,
+                Ok(Err(error)) => tracing::debug!(%error, "the file .recovering cannot be written yet"),
+                Err(error) => tracing::error!(%error, "the file .recovering was not written"),
+            }
+        }
+    }
+
     /// Looks through the window, or on from where the last look failed; tells whether it came to the end.
     async fn look(&mut self, service: &Service, limit: Duration) -> bool {
+        self.write_mark().await;
         let began = Instant::now();
         let looked = self.look_through(service, began + limit).await;
         let (lines, took_ms) = (std::mem::take(&mut self.recovered), began.elapsed().as_millis());
@@ -305,12 +369,8 @@ fn record(change: &StoredChange) -> Record<'_> {
 }
 
 /// What the log of earlier runs tells, as far as it can be read. Blocks.
-fn trail(mut query: TrailQuery, mark: &RecoveryMark, notes: &mut Vec<Note>) -> Option<Trail> {
-    query.unsettled_since = mark.read().unwrap_or_else(|error| {
-        notes.push(Note::MarkNotRead(error));
-        None
-    });
-    match read_trail(&query) {
+fn trail(query: &TrailQuery, notes: &mut Vec<Note>) -> Option<Trail> {
+    match read_trail(query) {
         Ok(EarlierLog::None) => None,
         Ok(EarlierLog::Stream) => {
             notes.push(Note::KeepsNothing);

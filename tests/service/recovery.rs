@@ -1,5 +1,6 @@
 //! Changes that were committed by a replica that died before their lines were written.
 
+mod mark;
 mod trail;
 
 use std::fs;
@@ -97,7 +98,7 @@ impl Instance {
     /// The log with its rotated files, every line that parses.
     fn lines(&self) -> Vec<Value> {
         let name = self.log.file_name().unwrap().to_str().unwrap();
-        let files = fs::read_dir(&self.scratch.0)
+        let files = fs::read_dir(self.log.parent().unwrap())
             .unwrap()
             .map(|entry| entry.unwrap().path());
         let logs = files.filter(|path| {
