@@ -40,9 +40,15 @@ impl LinesBackwards {
         })
     }
 
-    /// The line before the last one given, without its line break, or what stands after the file's last line break; `None`
-    /// before the first. Empty lines, and those that are too long, are passed over.
-    pub(super) fn next(&mut self) -> io::Result<Option<&[u8]>> {
+    /// How much of the file, from its beginning, has not been given.
+    pub(super) fn unread_bytes(&self) -> u64 {
+        self.unread + self.end as u64
+    }
+
+    /// The line before the last one given, without its line break, or what stands after the file's last line break, and how
+    /// many bytes are before it; `None` before the first. For each part of a line that is too long an empty one is given,
+    /// so that who reads can stop.
+    pub(super) fn next(&mut self) -> io::Result<Option<(&[u8], u64)>> {
         loop {
             let line = match self.buffer[..self.end].iter().rposition(|byte| *byte == b'\n') {
                 Some(line_break) => {
@@ -52,15 +58,17 @@ impl LinesBackwards {
                 }
                 None if self.unread > 0 => {
                     self.read_on()?;
+                    if self.too_long {
+                        return Ok(Some((&[], self.unread_bytes())));
+                    }
                     continue;
                 }
                 None if self.end == 0 && !self.too_long => return Ok(None),
                 None => 0..std::mem::take(&mut self.end),
             };
             let is_line = !std::mem::take(&mut self.too_long) && line.len() <= LONGEST_LINE_BYTES;
-            if is_line && !line.is_empty() {
-                return Ok(Some(&self.buffer[line]));
-            }
+            let line = if is_line { line } else { 0..0 };
+            return Ok(Some((&self.buffer[line], self.unread_bytes())));
         }
     }
 
@@ -104,9 +112,14 @@ mod tests {
     fn backwards(bytes: &[u8], chunk_bytes: usize) -> Vec<Vec<u8>> {
         let mut reader = LinesBackwards::with_chunks(file(bytes), chunk_bytes).unwrap();
         let mut lines = Vec::new();
-        while let Some(line) = reader.next().unwrap() {
+        let mut unread = reader.unread_bytes();
+        assert_eq!(unread, bytes.len() as u64);
+        while let Some((line, before)) = reader.next().unwrap() {
+            assert!(before + line.len() as u64 <= unread);
+            unread = before;
             lines.push(line.to_vec());
         }
+        lines.retain(|line| !line.is_empty());
         lines
     }
 

@@ -58,7 +58,7 @@ pub use self::file::OpenError;
 pub use self::health::{LogFailure, Statistics};
 pub use self::record::{OperationName, Outcome, Record};
 pub use self::recovery_mark::RecoveryMark;
-pub use self::trail::{EarlierLog, LoggedChanges, Reservation, Trail, TrailQuery, read_trail};
+pub use self::trail::{Caveat, EarlierLog, LoggedChanges, Trail, TrailQuery, read_trail};
 
 /// Slots for the lines of an earlier run's changes, beside those of the operations. The queue takes memory only for the
 /// lines that are in it.

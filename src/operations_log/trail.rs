@@ -2,13 +2,16 @@
 //!
 //! Only the end is read, backwards, in the file at the configured place and in the rotated ones beside it: until the lines
 //! are older than any that could matter. It is read while the log is locked and not written yet, and nothing is changed.
+//!
+//! A file beside the log may be the log of another replica. Of lines that are not ours no more than a bounded number is
+//! read in each file, so that they neither hide ours nor hold up the start.
 
 use std::borrow::Cow;
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde::Deserialize;
 use uuid::Uuid;
@@ -21,8 +24,12 @@ use crate::domain::{OperationId, Timestamp};
 const MOST_FILES: usize = 64;
 /// Most operation ids that are held: 16 bytes each.
 const MOST_IDS: usize = 4_000_000;
-/// Most bytes that are read.
-const MOST_BYTES: u64 = 2 << 30;
+/// Most bytes that are read: of this instance's lines, of all else in one file, and of all else in all of them.
+const MOST_BYTES: Bytes = Bytes {
+    ours: 2 << 30,
+    others_in_file: 128 << 20,
+    others: 512 << 20,
+};
 /// What rotated files that were compressed end in.
 const COMPRESSED: [&str; 7] = [".gz", ".bz2", ".xz", ".zst", ".lz4", ".Z", ".zip"];
 
@@ -49,12 +56,12 @@ pub struct Trail {
     /// The changes that have a line, of those made since then, less the margin.
     pub logged: LoggedChanges,
     /// What may be missing or twice because not all could be read; to be told to operators.
-    pub reservations: Vec<Reservation>,
+    pub caveats: Vec<Caveat>,
 }
 
 /// Why the recovery may not be exact. The message says what follows.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Reservation {
+pub enum Caveat {
     /// A rotated file, or the directory, cannot be read.
     #[error("{path} cannot be read ({reason}): changes whose lines are in it may get a second one")]
     Unreadable {
@@ -68,6 +75,23 @@ pub enum Reservation {
         "{path} is compressed and not read: changes whose lines are in it may get a second one; let logrotate delay it"
     )]
     Compressed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There are more files than are read.
+    #[error(
+        "{count} files beside the log are not read, there are too many: changes whose lines are in them may get a second one"
+    )]
+    TooManyFiles {
+        /// How many are left out, the oldest, that are young enough to matter.
+        count: usize,
+    },
+    /// A file was not read to where it is old enough, since it holds too many lines of other instances.
+    #[error(
+        "{path} is full of lines of other instances: older lines in it are not read, and changes that have theirs there may \
+         get a second one"
+    )]
+    TooManyOthers {
         /// The file.
         path: PathBuf,
     },
@@ -136,51 +160,64 @@ pub enum EarlierLog {
 ///
 /// The operating system's, where the directory or the file at the configured path cannot be read.
 pub fn read_trail(query: &TrailQuery) -> io::Result<EarlierLog> {
+    read_trail_within(query, MOST_BYTES)
+}
+
+/// How much is read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bytes {
+    pub(super) ours: u64,
+    pub(super) others_in_file: u64,
+    pub(super) others: u64,
+}
+
+pub(super) fn read_trail_within(query: &TrailQuery, most: Bytes) -> io::Result<EarlierLog> {
     if is_stream(&query.path) {
         return Ok(EarlierLog::Stream);
     }
-    let TrailFiles {
-        readable,
-        compressed,
-        reservation,
-    } = TrailFiles::of(query)?;
-    let Some(newest) = readable.first() else {
+    let files = TrailFiles::of(query)?;
+    let Some(fallback) = files.made_last(&query.path) else {
         let unsettled = query.unsettled_since.map(|since| Trail {
             complete_until: since,
             logged: LoggedChanges::default(),
-            reservations: Vec::new(),
+            caveats: Vec::new(),
         });
         return Ok(unsettled.map_or(EarlierLog::None, EarlierLog::Trail));
     };
-    let mut reading = Reading::new(query);
-    let mut reservations = Vec::from_iter(reservation);
-    for file in &readable {
+    let mut reading = Reading::new(query, most);
+    let mut caveats = Vec::from_iter(files.caveat);
+    for file in &files.readable {
         if reading.is_older_than_needed(file.modified) {
             break;
         }
         match reading.read(&file.path) {
-            Ok(()) => {}
-            Err(error) if file.path != query.path => reservations.push(Reservation::Unreadable {
+            Ok(ReadTo::Enough) => {}
+            Ok(ReadTo::TooManyOthers) => caveats.push(Caveat::TooManyOthers {
+                path: file.path.clone(),
+            }),
+            Err(error) if file.path != query.path => caveats.push(Caveat::Unreadable {
                 path: file.path.clone(),
                 reason: error.to_string(),
             }),
             Err(error) => return Err(error),
         }
     }
-    let last = reading.last.unwrap_or(newest.born);
+    let last = reading.last.or(reading.last_of_others).unwrap_or(fallback);
     let complete_until = query.unsettled_since.map_or(last, |since| since.min(last));
-    let too_old = |file: &&TrailFile| file.modified >= complete_until.saturating_sub(query.margin * 2);
-    reservations.extend(compressed.iter().filter(too_old).map(|file| Reservation::Compressed {
+    let is_young = |file: &&TrailFile| file.modified >= complete_until.saturating_sub(query.margin * 2);
+    caveats.extend(files.compressed.iter().filter(is_young).map(|file| Caveat::Compressed {
         path: file.path.clone(),
     }));
+    let count = files.left_out.iter().filter(is_young).count();
+    caveats.extend((count > 0).then_some(Caveat::TooManyFiles { count }));
     let since = reading.oldest.filter(|_| reading.is_exhausted());
-    reservations.extend(since.map(|since| Reservation::TooMany { since }));
+    caveats.extend(since.map(|since| Caveat::TooMany { since }));
     Ok(EarlierLog::Trail(Trail {
         complete_until: since.map_or(complete_until, |since| {
             since.saturating_add(query.margin).max(complete_until)
         }),
         logged: LoggedChanges::sorted(reading.ids),
-        reservations,
+        caveats,
     }))
 }
 
@@ -222,49 +259,84 @@ fn parse(line: &[u8]) -> Option<(LoggedLine<'_>, Timestamp)> {
 
 struct Reading<'a> {
     query: &'a TrailQuery,
+    most: Bytes,
     /// When the last line was written.
     last: Option<Timestamp>,
+    /// When another instance wrote the last line of the file at the configured path. One process writes a file at a time:
+    /// an instance without a line in it came after that.
+    last_of_others: Option<Timestamp>,
     /// When the oldest line that was read was written.
     oldest: Option<Timestamp>,
     ids: Vec<Uuid>,
-    bytes: u64,
+    bytes_of_ours: u64,
+    bytes_of_others: u64,
+}
+
+/// How far a file was read.
+enum ReadTo {
+    /// To where its lines are too old to matter, or to its beginning.
+    Enough,
+    TooManyOthers,
 }
 
 impl<'a> Reading<'a> {
-    fn new(query: &'a TrailQuery) -> Self {
+    fn new(query: &'a TrailQuery, most: Bytes) -> Self {
         Self {
             query,
+            most,
             last: None,
+            last_of_others: None,
             oldest: None,
             ids: Vec::new(),
-            bytes: 0,
+            bytes_of_ours: 0,
+            bytes_of_others: 0,
         }
     }
 
     /// Reads a file until its lines are too old to matter.
-    fn read(&mut self, path: &Path) -> io::Result<()> {
+    fn read(&mut self, path: &Path) -> io::Result<ReadTo> {
         let mut lines = LinesBackwards::new(File::open(path)?)?;
+        let (mut bytes_of_others, mut unread) = (0, lines.unread_bytes());
         while !self.is_exhausted()
-            && let Some(line) = lines.next()?
+            && let Some((line, before)) = lines.next()?
         {
-            self.bytes += line.len() as u64;
-            let Some((line, at)) = parse(line) else { continue };
-            let is_ours = line.instance == self.query.instance;
-            // A line that comes late says nothing of when the others were written.
-            if !line.recovered {
-                if is_ours {
-                    self.last.get_or_insert(at);
+            let bytes = std::mem::replace(&mut unread, before) - before;
+            let parsed = parse(line);
+            let ours = parsed.as_ref().filter(|(line, _)| line.instance == self.query.instance);
+            if ours.is_some() {
+                self.bytes_of_ours += bytes;
+            } else {
+                bytes_of_others += bytes;
+                self.bytes_of_others += bytes;
+            }
+            if let Some((line, at)) = &parsed {
+                // A line that comes late says nothing of when the others were written.
+                if !line.recovered {
+                    self.note_moment(*at, ours.is_some(), path);
+                    if self.is_older_than_needed(*at) {
+                        return Ok(ReadTo::Enough);
+                    }
                 }
-                self.oldest = Some(at);
-                if self.is_older_than_needed(at) {
-                    break;
+                if ours.is_some() {
+                    self.ids.extend(line.own_line_of().filter(|id| self.is_needed(*id)));
+                    continue;
                 }
             }
-            if is_ours {
-                self.ids.extend(line.own_line_of().filter(|id| self.is_needed(*id)));
+            if bytes_of_others > self.most.others_in_file || self.bytes_of_others > self.most.others {
+                return Ok(ReadTo::TooManyOthers);
             }
         }
-        Ok(())
+        Ok(ReadTo::Enough)
+    }
+
+    fn note_moment(&mut self, at: Timestamp, is_ours: bool, path: &Path) {
+        if is_ours {
+            self.last.get_or_insert(at);
+            // What others' lines say of how far was read is not to the point: their files may be read before ours.
+            self.oldest = Some(at);
+        } else if path == self.query.path {
+            self.last_of_others.get_or_insert(at);
+        }
     }
 
     /// The beginning of what may lack its line, once that is known.
@@ -286,15 +358,17 @@ impl<'a> Reading<'a> {
     }
 
     fn is_exhausted(&self) -> bool {
-        self.ids.len() >= MOST_IDS || self.bytes >= MOST_BYTES
+        self.ids.len() >= MOST_IDS || self.bytes_of_ours >= self.most.ours
     }
 }
 
 /// The log's files, those written last first.
 struct TrailFiles {
     readable: Vec<TrailFile>,
+    /// As well, and older than those; beyond what is read.
+    left_out: Vec<TrailFile>,
     compressed: Vec<TrailFile>,
-    reservation: Option<Reservation>,
+    caveat: Option<Caveat>,
 }
 
 struct TrailFile {
@@ -310,7 +384,7 @@ impl TrailFile {
             path,
             modified: modified.into(),
             // Not every file system knows.
-            born: metadata.created().map_or(modified, |born: SystemTime| born).into(),
+            born: metadata.created().unwrap_or(modified).into(),
         })
     }
 }
@@ -320,8 +394,9 @@ impl TrailFiles {
         let log = &query.path;
         let mut files = Self {
             readable: Vec::new(),
+            left_out: Vec::new(),
             compressed: Vec::new(),
-            reservation: None,
+            caveat: None,
         };
         match fs::metadata(log) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -335,7 +410,7 @@ impl TrailFiles {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(files),
             // A directory may be one to enter and not to read.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                files.reservation = Some(Reservation::Unreadable {
+                files.caveat = Some(Caveat::Unreadable {
                     path: directory,
                     reason: error.to_string(),
                 });
@@ -368,8 +443,14 @@ impl TrailFiles {
         }
         // Stable: of files written at the same moment the one at the configured place comes first.
         files.readable.sort_by_key(|file| std::cmp::Reverse(file.modified));
-        files.readable.truncate(MOST_FILES);
+        files.left_out = files.readable.split_off(files.readable.len().min(MOST_FILES));
         Ok(files)
+    }
+
+    /// When the file at the configured path was made, or else the one that was written last.
+    fn made_last(&self, log: &Path) -> Option<Timestamp> {
+        let at_path = self.readable.iter().find(|file| file.path == log);
+        at_path.or(self.readable.first()).map(|file| file.born)
     }
 }
 

@@ -26,8 +26,8 @@ use crate::causes::causes;
 use crate::domain::{OperationId, Timestamp};
 use crate::ledger::{LOG_GRACE, longest_without_line};
 use crate::operations_log::{
-    EarlierLog, Lines, LogUnavailable, LoggedChanges, OpenedLog, OperationName, Outcome, Record, RecoveryMark,
-    Reservation, Slot, Trail, TrailQuery, Written, read_trail,
+    Caveat, EarlierLog, Lines, LogUnavailable, LoggedChanges, OpenedLog, OperationName, Outcome, Record, RecoveryMark,
+    Slot, Trail, TrailQuery, Written, read_trail,
 };
 use crate::retry::Pauses;
 use crate::store::{CLOCKS_APART, StoreError, StoredByQuery, StoredChange};
@@ -127,7 +127,7 @@ enum Note {
     )]
     NotRead(io::Error),
     #[error("the operations log: {0}")]
-    Reservation(Reservation),
+    Caveat(Caveat),
     #[error(
         "the file .recovering beside the operations log cannot be read and is left as it is; changes of the runs that it \
          tells of may lack their lines: {0}"
@@ -377,7 +377,7 @@ fn trail(query: &TrailQuery, notes: &mut Vec<Note>) -> Option<Trail> {
             None
         }
         Ok(EarlierLog::Trail(mut trail)) => {
-            notes.extend(trail.reservations.drain(..).map(Note::Reservation));
+            notes.extend(trail.caveats.drain(..).map(Note::Caveat));
             Some(trail)
         }
         Err(error) => {

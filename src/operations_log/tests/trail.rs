@@ -8,6 +8,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::operations_log::trail::{Bytes, read_trail_within};
 
 const MARGIN: Duration = Duration::from_secs(10);
 /// Where the lines of the tests are in time; later than the files themselves would be an odd log.
@@ -215,7 +216,7 @@ proptest! {
                 prop_assert!(!found, "{line:?}");
             }
         }
-        prop_assert!(trail.reservations.is_empty());
+        prop_assert!(trail.caveats.is_empty());
     }
 }
 
@@ -306,14 +307,34 @@ fn a_compressed_file_is_complained_of_if_it_is_young_enough_to_matter() {
         line = text.into_bytes();
         files.write("", &line);
         files.write(".1.gz", b"\x1f\x8b");
-        assert_eq!(files.read().reservations.len(), complaints);
+        assert_eq!(files.read().caveats.len(), complaints);
     }
     let old = fs::File::options()
         .append(true)
         .open(files.0.join("operations.log.1.gz"))
         .unwrap();
     old.set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
-    assert!(files.read().reservations.is_empty());
+    assert!(files.read().caveats.is_empty());
+}
+
+fn aged(files: &Files, addition: &str, seconds: u64) {
+    let file = fs::File::options()
+        .append(true)
+        .open(files.0.join(format!("operations.log{addition}")))
+        .unwrap();
+    file.set_modified(SystemTime::now() - Duration::from_secs(seconds))
+        .unwrap();
+}
+
+fn theirs(at: std::ops::Range<u64>) -> Vec<u8> {
+    at.flat_map(|at| {
+        let theirs = Written {
+            instance: "theirs",
+            ..Written::accepted(at)
+        };
+        theirs.line(at)
+    })
+    .collect()
 }
 
 #[test]
@@ -330,4 +351,69 @@ fn a_file_that_was_made_just_now_is_none_of_an_earlier_run() {
         panic!("the rotated file is one");
     };
     assert_eq!(trail.complete_until, second(50));
+}
+
+#[test]
+fn files_that_are_left_out_because_there_are_too_many_are_told_if_they_are_young_enough() {
+    let files = Files::new();
+    let now = Timestamp::from(SystemTime::now()).to_rfc3339_microseconds();
+    let line = String::from_utf8(Written::accepted(0).line(1)).unwrap();
+    files.write("", line.replace(&second(0).to_rfc3339_microseconds(), &now).as_bytes());
+    for number in 1..67 {
+        files.write(&format!(".{number}"), b"");
+        aged(&files, &format!(".{number}"), if number == 66 { 3_600 } else { 1 });
+    }
+    // 64 of 67 are read, and one of the others is old.
+    assert_eq!(files.read().caveats, [Caveat::TooManyFiles { count: 2 }]);
+}
+
+#[test]
+fn a_file_of_another_instance_neither_hides_our_lines_nor_is_read_without_end() {
+    let files = Files::new();
+    files.write(
+        "",
+        &(0..50)
+            .flat_map(|at| Written::accepted(at).line(at))
+            .collect::<Vec<u8>>(),
+    );
+    aged(&files, "", 10);
+    files.write(".theirs", &theirs(0..5_000));
+    files.write(".zeros", &vec![0; 2 << 20]);
+    files.write(".breaks", &vec![b'\n'; 2 << 20]);
+    let ours = fs::metadata(files.query(None).path).unwrap().len();
+    let most = Bytes {
+        ours: ours + 1,
+        others_in_file: 100_000,
+        others: 1 << 20,
+    };
+    let EarlierLog::Trail(found) = read_trail_within(&files.query(None), most).unwrap() else {
+        panic!("there is a log");
+    };
+    assert_eq!(found.complete_until, second(49));
+    assert!((39..50).all(|at| found.logged.contains(id(at, at))));
+    let mut left: Vec<String> = found.caveats.iter().map(ToString::to_string).collect();
+    left.sort_unstable();
+    for (message, name) in left.iter().zip([".breaks", ".theirs", ".zeros"]) {
+        assert!(message.contains(&format!("{name} is full of")), "{message}");
+    }
+    assert_eq!(left.len(), 3);
+}
+
+#[test]
+fn an_instance_without_a_line_came_after_the_last_line_of_another_in_its_file() {
+    let files = Files::new();
+    files.write("", &theirs(0..5_000));
+    // Another log, whose lines say nothing of this one.
+    files.write(".other", &theirs(9_000..9_010));
+    let most = Bytes {
+        ours: 1 << 30,
+        others_in_file: 10_000,
+        others: 1 << 30,
+    };
+    let EarlierLog::Trail(found) = read_trail_within(&files.query(None), most).unwrap() else {
+        panic!("there is a log");
+    };
+    assert_eq!(found.complete_until, second(4_999));
+    assert!(found.logged.is_empty());
+    assert_eq!(found.caveats.len(), 1, "{:?}", found.caveats);
 }
