@@ -95,14 +95,18 @@ def check_services(document):
 
 
 def read_example():
+    """The variables of .env.example with their values, and those that are only shown, commented out."""
     documented = {}
+    shown = set()
     for line in EXAMPLE.read_text().splitlines():
         if match := re.fullmatch(r"(# )?([A-Z][A-Z0-9_]*)=(.*)", line):
             off, name, value = match.groups()
             if name in documented:
                 fault(f".env.example: {name} stands there twice")
-            documented[name] = None if off else value
-    return documented
+            documented[name] = value
+            if off:
+                shown.add(name)
+    return documented, shown
 
 
 def read_sources():
@@ -122,7 +126,7 @@ def read_sources():
     return read
 
 
-def check_variables(document, text, documented):
+def check_variables(document, text, documented, shown):
     uncommented = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
     # `$$` is a dollar sign for the container's shell.
     used = re.findall(r"(?<!\$)\$(\{[^}]*\}|\w+)", uncommented)
@@ -143,6 +147,8 @@ def check_variables(document, text, documented):
     for name, default in sources.items():
         if name not in documented:
             fault(f"{name}, which src/ reads, is not in .env.example")
+        elif default is not None and name in shown:
+            fault(f"{name}: the default is {default} in src/ and commented out in .env.example")
         elif default is not None and documented[name] != default:
             fault(f"{name}: the default is {default} in src/ and {documented[name]} in .env.example")
     for name in sorted(set(documented) - names - set(sources)):
@@ -161,8 +167,8 @@ def main():
     text = COMPOSE.read_text()
     document = yaml.load(text, Loader)
     check_services(document)
-    documented = read_example()
-    names, sources = check_variables(document, text, documented)
+    documented, shown = read_example()
+    names, sources = check_variables(document, text, documented, shown)
     for line in faults:
         print(line)
     if faults:

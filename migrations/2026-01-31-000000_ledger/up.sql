@@ -45,8 +45,8 @@ CREATE UNIQUE INDEX changes_history_by_idempotency_key ON changes_history (user_
 
 -- What was stored of late, for a replica that starts again and looks for changes without their lines in the operations log.
 -- No key: a few bytes for each range of blocks, since rows are stored nearly in the order of this column. PostgreSQL takes
--- down 256 ranges to be summarised between two visits of autovacuum, a minute apart; smaller ranges would not be enough for
--- all that a minute can bring.
+-- down 256 ranges to be summarised between two visits of autovacuum, a minute apart: with 128 blocks of 8 kB a range, that is
+-- 256 MiB of rows a minute. What is more than that is summarised by the next VACUUM, and until then read by every look.
 CREATE INDEX changes_history_by_recorded_at ON changes_history USING brin (recorded_at)
     WITH (autosummarize = on, pages_per_range = 128);
 
