@@ -1,19 +1,22 @@
 //! A client's connection: whatever the client does or leaves undone on it ends within a time that is known.
 //!
 //! What is no HTTP never reaches poem: hyper refuses it by itself, with a status and no body. Such an answer is given the
-//! body of a problem here, on its way to the socket.
+//! body of a problem here, on its way to the socket. HTTP/2 is refused here too: its streams would be so many connections,
+//! and none of these times and limits would hold on them.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use nix::unistd::write;
 use poem_openapi::types::ToJSON;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::phase::Phase;
 use super::problem::{Code, PROBLEM_JSON, Problem};
 
 /// How a connection that speaks HTTP/2 begins.
@@ -35,52 +38,16 @@ pub struct Times {
 pub struct Connection {
     stream: TcpStream,
     times: Times,
+    /// How much of [`HTTP_2`] has come; None as soon as something else has.
+    http_2: Option<usize>,
     phase: Phase,
     /// What stands in for an answer of hyper's own: its bytes, how many of them are written, and how many hyper wanted to.
     instead: Option<(Vec<u8>, usize, usize)>,
     /// When the phase ends. It is looked at only when there is nothing to read or no room to write.
     until: Pin<Box<Sleep>>,
-    /// Whether the client takes nothing of what is being sent.
+    /// Whether the socket has no room for what is being sent; then `until` is about that.
     is_stalled: bool,
     _place: OwnedSemaphorePermit,
-}
-
-/// What is going on.
-enum Phase {
-    /// Nothing, since the connection was opened or something was sent on it.
-    Between,
-    /// A head drips in.
-    Head(HeadEnd),
-    /// Requests and answers side by side, as HTTP/2 has them: only the idle time applies.
-    Multiplexed,
-    /// A head is there, and what follows is up to those who answer it.
-    Request {
-        /// Whether `until` is this request's. It is not set with every request, since most are answered before it matters.
-        has_its_time: bool,
-    },
-}
-
-/// Finds the end of a head: an empty line.
-#[derive(Default)]
-struct HeadEnd {
-    has_begun: bool,
-    at_line_start: bool,
-}
-
-impl HeadEnd {
-    /// Whether the head ends in what comes next.
-    fn is_in(&mut self, bytes: &[u8]) -> bool {
-        for byte in bytes {
-            match byte {
-                b'\n' if self.at_line_start => return true,
-                // Line breaks before the first line do not count.
-                b'\n' => self.at_line_start = self.has_begun,
-                b'\r' => {}
-                _ => (self.has_begun, self.at_line_start) = (true, false),
-            }
-        }
-        false
-    }
 }
 
 impl Connection {
@@ -89,7 +56,8 @@ impl Connection {
         Self {
             stream,
             times,
-            phase: Phase::Between,
+            http_2: Some(0),
+            phase: Phase::Between { is_clear: true },
             instead: None,
             until: Box::pin(sleep(times.idle)),
             is_stalled: false,
@@ -101,38 +69,37 @@ impl Connection {
         self.until.as_mut().reset(Instant::now() + time);
     }
 
+    fn is_http_2(&mut self, bytes: &[u8]) -> bool {
+        let Some(already) = self.http_2 else {
+            return false;
+        };
+        let expected = &HTTP_2[already..];
+        let count = expected.len().min(bytes.len());
+        self.http_2 = (bytes[..count] == expected[..count]).then_some(already + count);
+        self.http_2 == Some(HTTP_2.len())
+    }
+
+    /// Nothing else is being sent, and what does not fit into the socket at once is not worth waiting.
+    fn refuse_http_2(&self) {
+        // What is closed with something left to read is reset, and the client may lose the answer.
+        let _ = self.stream.try_read(&mut [0; 4096]);
+        let problem = Problem::invalid("HTTP/2 is not spoken here; send the request with HTTP/1.1.");
+        let _ = self.stream.try_write(&last_answer(&problem));
+    }
+
     fn received(&mut self, bytes: &[u8]) {
-        match &mut self.phase {
-            Phase::Between if bytes.starts_with(HTTP_2) => self.phase = Phase::Multiplexed,
-            Phase::Between => {
-                let mut end = HeadEnd::default();
-                if bytes.ends_with(b"\r\n\r\n") || end.is_in(bytes) {
-                    self.phase = Phase::Request { has_its_time: false };
-                } else if !bytes.is_empty() {
-                    self.phase = Phase::Head(end);
-                    self.end_in(self.times.client);
-                }
-            }
-            Phase::Head(end) => {
-                if end.is_in(bytes) {
-                    self.phase = Phase::Request { has_its_time: true };
-                    self.end_in(self.times.request);
-                }
-            }
-            Phase::Multiplexed | Phase::Request { .. } => {}
+        if let Some(time) = self.phase.received(bytes, &self.times) {
+            self.end_in(time);
         }
     }
 
     fn sent(&mut self, bytes: &[u8]) {
         self.is_stalled = false;
         // To go on is no answer.
-        if bytes.starts_with(b"HTTP/1.1 100") {
-            return;
+        if !bytes.starts_with(b"HTTP/1.1 100") {
+            self.phase.answered();
+            self.end_in(self.times.idle);
         }
-        if !matches!(self.phase, Phase::Multiplexed) {
-            self.phase = Phase::Between;
-        }
-        self.end_in(self.times.idle);
     }
 
     /// Ready when the connection's time is over.
@@ -140,38 +107,52 @@ impl Connection {
         loop {
             ready!(self.until.as_mut().poll(cx));
             match &mut self.phase {
-                Phase::Request { has_its_time } if !*has_its_time && !self.is_stalled => {
+                Phase::Request { has_its_time, .. } if !*has_its_time => {
                     *has_its_time = true;
                     self.end_in(self.times.request);
                 }
-                Phase::Head(_) if !self.is_stalled => {
+                Phase::Head(_) => {
                     // Nothing else is being sent, and what does not fit into the socket at once is not worth waiting.
                     let _ = self.stream.try_write(&late_request(self.times.client));
                     break;
                 }
-                Phase::Between | Phase::Head(_) | Phase::Multiplexed | Phase::Request { .. } => break,
+                Phase::Between { .. } | Phase::Request { .. } => break,
             }
-        }
-        if self.is_stalled {
-            // Otherwise the operating system would keep what was not taken, for minutes.
-            let _ = self.stream.set_zero_linger();
         }
         Poll::Ready(io::ErrorKind::TimedOut.into())
     }
 
+    /// Writes what there is room for; a client that takes nothing for the client's time is given up.
+    fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        if written.is_ready() {
+            return written;
+        }
+        if !self.is_stalled {
+            self.is_stalled = true;
+            self.end_in(self.times.client);
+        }
+        ready!(self.until.as_mut().poll(cx));
+        // The socket counts as writable when a third of what it holds is taken, which may be megabytes; there is room
+        // as soon as anything is.
+        Poll::Ready(write(&self.stream, bytes).map_err(|_| {
+            // Otherwise the operating system would keep what was not taken, for minutes.
+            let _ = self.stream.set_zero_linger();
+            io::ErrorKind::TimedOut.into()
+        }))
+    }
+
     /// Writes what stands in for hyper's answer, to its end; hyper is told that its own was written.
     fn poll_instead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        while let Some((bytes, written, wanted)) = &mut self.instead {
-            if *written == bytes.len() {
-                let wanted = *wanted;
-                self.instead = None;
+        while let Some((bytes, written, wanted)) = self.instead.take() {
+            if written == bytes.len() {
                 return Poll::Ready(Ok(wanted));
             }
-            match Pin::new(&mut self.stream).poll_write(cx, &bytes[*written..]) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(count)) => *written += count,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => return Poll::Pending,
+            let sent = self.poll_send(cx, &bytes[written..]);
+            let count = if let Poll::Ready(Ok(count)) = sent { count } else { 0 };
+            self.instead = Some((bytes, written + count, wanted));
+            if ready!(sent)? == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
         }
         Poll::Ready(Ok(0))
@@ -182,13 +163,16 @@ impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        match read {
-            Poll::Ready(Ok(())) => self.received(&buf.filled()[before..]),
-            Poll::Ready(Err(_)) => {}
-            Poll::Pending => {
-                let error = ready!(self.poll_over(cx));
-                return Poll::Ready(Err(error));
-            }
+        let received = &buf.filled()[before..];
+        if self.is_http_2(received) {
+            self.refuse_http_2();
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        }
+        self.received(received);
+        // While something is being sent, it is its time that runs.
+        if read.is_pending() && !self.is_stalled {
+            let error = ready!(self.poll_over(cx));
+            return Poll::Ready(Err(error));
         }
         read
     }
@@ -202,20 +186,10 @@ impl AsyncWrite for Connection {
         }
         let written = match self.instead {
             Some(_) => self.poll_instead(cx),
-            None => Pin::new(&mut self.stream).poll_write(cx, buf),
+            None => self.poll_send(cx, buf),
         };
-        match written {
-            Poll::Ready(Ok(_)) => self.sent(buf),
-            Poll::Ready(Err(_)) => {}
-            Poll::Pending => {
-                if !self.is_stalled {
-                    self.is_stalled = true;
-                    let time = self.times.client;
-                    self.end_in(time);
-                }
-                let error = ready!(self.poll_over(cx));
-                return Poll::Ready(Err(error));
-            }
+        if let Poll::Ready(Ok(_)) = written {
+            self.sent(buf);
         }
         written
     }
@@ -266,25 +240,4 @@ pub fn last_answer(problem: &Problem) -> Vec<u8> {
         body.len()
     )
     .into_bytes()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_end_of_a_head_is_found_however_it_is_cut() {
-        for head in [
-            "GET / HTTP/1.1\r\nhost: x\r\n\r\n",
-            "\r\n\r\nGET / HTTP/1.1\r\nhost: x\r\n\r\n",
-            "GET / HTTP/1.1\nhost: x\n\n",
-        ] {
-            for step in 1..head.len() {
-                let mut end = HeadEnd::default();
-                let mut chunks = head.as_bytes().chunks(step).map(|chunk| end.is_in(chunk));
-                let found = chunks.position(|is_in| is_in);
-                assert_eq!(found, Some(head.len().div_ceil(step) - 1), "{head:?} in {step}");
-            }
-        }
-    }
 }

@@ -8,6 +8,7 @@ mod deferred;
 mod document;
 mod listener;
 mod parameters;
+mod phase;
 mod problem;
 mod types;
 

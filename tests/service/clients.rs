@@ -4,14 +4,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
 
-use crate::support::client::answer;
+use crate::support::approver::TestApprover;
+use crate::support::client::{ServiceClient, answer, change};
+use crate::support::postgres::fresh_database;
+use crate::support::proxy::Proxy;
 use crate::support::raw::{self, RawAnswer};
-use crate::support::world::World;
+use crate::support::replica::ReplicaOptions;
+use crate::support::world::{NOON, World};
 
 const POST: &str =
     "POST /changeBalance HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 500\r\n\r\n";
@@ -67,6 +71,12 @@ async fn what_does_not_arrive_in_time_is_answered_408_however_it_drips_in_and_ot
             String::new(),
         ),
         ("half a line", "GET /ali", String::new()),
+        ("a blank line", "\r\n\r\n", String::new()),
+        (
+            "a head in single bytes after blank lines",
+            "\r\n\r\n",
+            "GET /alice/balance HTTP/1.1\r\nx: y\r\n".repeat(90),
+        ),
         ("a body in single bytes", POST, " ".repeat(490)),
         ("a body that is never sent", POST, String::new()),
         ("half a body", POST, "{\"userId\"".to_owned()),
@@ -109,25 +119,101 @@ trait MapCase: Future + Sized {
 
 impl<F: Future> MapCase for F {}
 
+/// Reads an answer whose body is less than 4 KiB, and leaves the connection open.
+async fn next_answer(stream: &mut TcpStream) -> String {
+    let mut answer = vec![0; 8_192];
+    let read = timeout(PATIENCE, stream.read(&mut answer)).await;
+    let read = read.expect("an answer").unwrap();
+    String::from_utf8(answer[..read].to_vec()).unwrap()
+}
+
 #[tokio::test]
-async fn an_answer_that_the_client_does_not_take_is_given_up() {
-    let world = World::with(|options| options.set("CLIENT_TIMEOUT_MS", "500")).await;
-    // A thousand operations with the longest contexts: a page of 16 MB.
+async fn a_request_whose_head_came_whole_is_never_answered_408_whatever_was_sent_before_it() {
+    const CLIENT_TIMEOUT: Duration = Duration::from_millis(400);
+    let (database, approver) = (fresh_database().await, TestApprover::start().await);
+    let proxy = Proxy::start(&database).await;
+    let options = ReplicaOptions::new(&proxy.url, &approver.url()).set("CLIENT_TIMEOUT_MS", "400");
+    let replica = options.start().await;
+    let client = ServiceClient::new(&replica.url);
+    client.balance("alice", None).await.expect(200);
+
+    // Two requests at once, the second but for its last line.
+    proxy.hold();
+    let body = change("alice", 1, NOON).to_string();
+    let head = POST.replace("500", &body.len().to_string());
+    let get = "GET /alice/balance HTTP/1.1\r\nhost: x\r\n";
+    for (number, (first, rest)) in [(get, "\r\n"), (head.trim_end(), &format!("\r\n\r\n{body}"))]
+        .into_iter()
+        .enumerate()
+    {
+        let both = [ALIVE, first.as_bytes()].concat();
+        let mut stream = raw::send(&replica.url, &both).await;
+        assert!(next_answer(&mut stream).await.starts_with("HTTP/1.1 200"));
+        stream.write_all(rest.as_bytes()).await.unwrap();
+        client.until_under_way(1).await;
+        let too_soon = timeout(CLIENT_TIMEOUT * 2, next_answer(&mut stream)).await;
+        assert!(too_soon.is_err(), "{number}: {too_soon:?}");
+        proxy.mend();
+        let answered = next_answer(&mut stream).await;
+        assert!(answered.starts_with("HTTP/1.1 200"), "{number}: {answered}");
+        proxy.hold();
+    }
+    proxy.mend();
+
+    // A head that follows an answered request in good order, and does not come to its end, is told so.
+    let mut stream = raw::send(&replica.url, format!("{head}{body}").as_bytes()).await;
+    assert!(next_answer(&mut stream).await.starts_with("HTTP/1.1 200"));
+    stream.write_all(get.as_bytes()).await.unwrap();
+    expect_timeout("a second head", raw::until_closed(&mut stream).await);
+    replica.stop().await;
+}
+
+/// A page of 16 MB: a thousand operations with the longest contexts.
+async fn fill_history(world: &World) {
     let fill = "INSERT INTO changes_history (user_id, \"timestamp\", seq, balance_change, balance_after, context, \
                 operation_id, approved, instance) \
                 SELECT 'alice', now() + n * interval '1 second', n, 1, n, repeat('👍', 4096), gen_random_uuid(), false, 'x' \
                 FROM generate_series(1, 1000) n";
     world.database.client().await.batch_execute(fill).await.unwrap();
+}
+
+/// Asks for the page, with a small buffer for it.
+async fn ask_for_page(world: &World) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4_096).unwrap();
+    let address = world.replica.url.strip_prefix("http://").unwrap().parse().unwrap();
+    let mut stream = socket.connect(address).await.unwrap();
+    let request = b"GET /alice/history?limit=1000 HTTP/1.1\r\nhost: x\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    stream
+}
+
+#[tokio::test]
+async fn an_answer_that_is_taken_slowly_but_steadily_is_not_given_up() {
+    let world = World::with(|options| options.set("CLIENT_TIMEOUT_MS", "500")).await;
+    fill_history(&world).await;
+    let mut stream = ask_for_page(&world).await;
+    let mut pace = interval(Duration::from_millis(50));
+    let mut chunk = vec![0; 2_048];
+    // Four times as long as a client may take nothing.
+    for number in 0..40 {
+        pace.tick().await;
+        let read = stream.read_exact(&mut chunk).await;
+        assert!(read.is_ok(), "given up after {number} chunks: {read:?}");
+    }
+    drop(stream);
+    world.replica.stop().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_the_client_does_not_take_is_given_up() {
+    let world = World::with(|options| options.set("CLIENT_TIMEOUT_MS", "500")).await;
+    fill_history(&world).await;
     let mut most = 0;
     for round in 0..3 {
         let mut takers = Vec::new();
         for _ in 0..3 {
-            let socket = TcpSocket::new_v4().unwrap();
-            socket.set_recv_buffer_size(4_096).unwrap();
-            let address = world.replica.url.strip_prefix("http://").unwrap().parse().unwrap();
-            let mut stream = socket.connect(address).await.unwrap();
-            let request = b"GET /alice/history?limit=1000 HTTP/1.1\r\nhost: x\r\n\r\n";
-            stream.write_all(request).await.unwrap();
+            let stream = ask_for_page(&world).await;
             // The first of it is there, and never read.
             stream.readable().await.unwrap();
             takers.push(stream);
@@ -172,13 +258,14 @@ async fn five_thousand_idle_connections_cost_little_and_others_are_served() {
         let first = |number| if number % 10 == 0 { ALIVE } else { b"".as_slice() };
         let opened = (0..100).map(|number| raw::send(&world.replica.url, first(number)));
         idle.extend(futures_util::future::join_all(opened).await);
+        // What the operating system does not queue it refuses for a second.
+        let accepted = timeout(PATIENCE, async {
+            while world.replica.descriptors() < before + idle.len() {
+                sleep(Duration::from_millis(1)).await;
+            }
+        });
+        accepted.await.expect("all of them are open at once");
     }
-    let all_open = timeout(PATIENCE, async {
-        while world.replica.descriptors() < before + many {
-            sleep(Duration::from_millis(5)).await;
-        }
-    });
-    all_open.await.expect("all of them are open at once");
     println!("open within {:?}", began.elapsed());
     world.deposit("bob", 1).await;
     world.client.balance("alice", None).await.expect(200);

@@ -1,6 +1,8 @@
 //! What is no HTTP, or none that any client sends: answered with a problem or with a closed connection, and the service
 //! goes on.
 
+use tokio::io::AsyncWriteExt;
+
 use crate::support::client::answer;
 use crate::support::raw::{self, RawAnswer};
 use crate::support::world::World;
@@ -71,6 +73,25 @@ async fn what_is_no_http_is_refused_and_the_service_goes_on() {
         ),
     ])
     .await;
+}
+
+#[tokio::test]
+async fn http_2_is_refused_with_a_problem_however_it_begins() {
+    let world = World::start().await;
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    // In one piece, and so that the first bytes could begin a POST.
+    for cut in [preface.len(), 1, 3] {
+        let mut stream = raw::send(&world.replica.url, &preface[..cut]).await;
+        tokio::task::yield_now().await;
+        stream.write_all(&preface[cut..]).await.unwrap();
+        let refused = raw::until_closed(&mut stream).await.expect("an answer");
+        assert_eq!(refused.status, 400, "{cut} {refused:?}");
+        expect_problem(&refused, "HTTP/2");
+        let detail = refused.json()["detail"].to_string();
+        assert!(detail.contains("HTTP/2 is not spoken"), "{detail}");
+    }
+    answer(world.client.get("/livez")).await.expect(200);
+    world.replica.stop().await;
 }
 
 #[tokio::test]
