@@ -145,7 +145,7 @@ pub struct HttpConfig {
     pub listen: SocketAddr,
     /// From `CONNECTIONS`: the most connections of clients open at once; more are answered 503.
     pub connections: NonZeroUsize,
-    /// The most clients that are being answered so at once; more wait to be accepted.
+    /// The most clients that are being answered so at once; for one more, the first of them is waited for no longer.
     pub turned_away: NonZeroUsize,
     /// From `IDLE_TIMEOUT_MS`: how long a connection is kept on which nothing happens.
     pub idle_timeout: Duration,

@@ -12,8 +12,9 @@ use poem::listener::Acceptor;
 use poem::web::{LocalAddr, RemoteAddr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::select;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::sleep;
 
 use super::connection::{Connection, Times, last_answer};
 use super::problem::{Code, Problem};
@@ -38,6 +39,8 @@ pub struct Listening {
     places: Arc<Semaphore>,
     /// For those that are turned away.
     doorstep: Arc<Semaphore>,
+    /// Tells the one that has been there longest to make room.
+    make_room: Arc<Notify>,
     was_full: bool,
 }
 
@@ -62,6 +65,7 @@ impl Listening {
             most,
             places: Arc::new(Semaphore::new(most)),
             doorstep: Arc::new(Semaphore::new(NonZeroUsize::get(config.turned_away))),
+            make_room: Arc::default(),
             was_full: false,
         })
     }
@@ -86,22 +90,33 @@ impl Listening {
         }
     }
 
-    /// Answers 503 as soon as the client asks for something. At most so many at once; the next one waits for its turn.
+    /// Answers 503 as soon as the client asks for something. Only so many may take their time for that at once: with
+    /// each one more, the first of them is answered without having asked.
     async fn turn_away(&mut self, stream: TcpStream) {
         if !self.was_full {
             self.was_full = true;
             let most = self.most;
             tracing::warn!(most, "all connections are in use; more clients are answered 503");
         }
-        // The semaphore is never closed.
-        let Ok(step) = Arc::clone(&self.doorstep).acquire_owned().await else {
+        let Some(step) = self.doorstep().await else {
             return;
         };
+        let make_room = Arc::clone(&self.make_room);
         tokio::spawn(async move {
             // A client that is gone need not be told.
-            let _ = tell_overloaded(stream).await;
+            let _ = tell_overloaded(stream, &make_room).await;
             drop(step);
         });
+    }
+
+    /// A place to be turned away at, after a moment at most: nobody there waits for the client once told to make room.
+    async fn doorstep(&self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(step) = Arc::clone(&self.doorstep).try_acquire_owned() {
+            return Some(step);
+        }
+        self.make_room.notify_one();
+        // The semaphore is never closed.
+        Arc::clone(&self.doorstep).acquire_owned().await.ok()
     }
 }
 
@@ -136,19 +151,39 @@ impl Acceptor for Listening {
     }
 }
 
-async fn tell_overloaded(mut stream: TcpStream) -> io::Result<()> {
+async fn tell_overloaded(mut stream: TcpStream, make_room: &Notify) -> io::Result<()> {
     let mut discarded = [0; 4096];
-    if let Ok(read) = timeout(TURN_AWAY_TIMEOUT, stream.read(&mut discarded)).await {
+    let asked = patiently(stream.read(&mut discarded), make_room).await;
+    let is_hurried = matches!(asked, Waited::MakeRoom);
+    if let Waited::Done(read) = asked {
         read?;
     }
     let problem = Problem::new(
         Code::Overloaded,
         "Too many connections are open; nothing was changed. Try again after Retry-After, or use another replica.",
     );
+    // The answer is the first that is sent, so that there is room for it.
     stream.write_all(&last_answer(&problem)).await?;
     stream.shutdown().await?;
-    // What is closed with something left to read is reset, and the client may lose the answer.
-    let rest = async { while stream.read(&mut discarded).await.is_ok_and(|read| read > 0) {} };
-    let _ = timeout(TURN_AWAY_TIMEOUT, rest).await;
+    if !is_hurried {
+        // What is closed with something left to read is reset, and the client may lose the answer.
+        let rest = async { while stream.read(&mut discarded).await.is_ok_and(|read| read > 0) {} };
+        patiently(rest, make_room).await;
+    }
     Ok(())
+}
+
+/// How a wait for a client ended.
+enum Waited<T> {
+    Done(T),
+    TooLong,
+    MakeRoom,
+}
+
+async fn patiently<T>(doing: impl Future<Output = T>, make_room: &Notify) -> Waited<T> {
+    select! {
+        done = doing => Waited::Done(done),
+        () = sleep(TURN_AWAY_TIMEOUT) => Waited::TooLong,
+        () = make_room.notified() => Waited::MakeRoom,
+    }
 }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
@@ -323,6 +324,33 @@ async fn clients_beyond_the_limit_on_connections_are_answered_503_until_there_is
         assert!(began.elapsed() < PATIENCE, "no room");
     }
     println!("served {:?} after there was room", began.elapsed());
+    drop(inside);
+    world.replica.stop().await;
+}
+
+#[tokio::test]
+async fn silent_clients_beyond_the_limit_on_connections_hold_up_nobody_who_asks() {
+    // Fewer than the operating system queues while nobody accepts, and many times those that are turned away at once.
+    const SILENT: usize = 100;
+    let world = World::with(|options| options.set("CONNECTIONS", "1").open_files(64)).await;
+    let url = &world.replica.url;
+    let mut inside = raw::send(url, ALIVE).await;
+    next_answer(&mut inside).await;
+    world.replica.signal(Signal::SIGSTOP);
+    let silent = futures_util::future::join_all((0..SILENT).map(|_| raw::send(url, b""))).await;
+    let mut asking = raw::send(url, ALIVE).await;
+    world.replica.signal(Signal::SIGCONT);
+    let began = Instant::now();
+    let refused = next_answer(&mut asking).await;
+    let took = began.elapsed();
+    assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
+    println!("503 after {took:?} behind {SILENT} silent clients");
+    // With half a second for each it would be many.
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    for mut stream in silent {
+        let told = raw::until_closed(&mut stream).await.expect("an answer");
+        assert_eq!(told.status, 503);
+    }
     drop(inside);
     world.replica.stop().await;
 }
