@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -26,13 +26,25 @@ pub enum Behaviour {
     Raw(&'static [u8]),
 }
 
+/// An answer that was sent.
+#[derive(Clone, Debug)]
+pub struct Sent {
+    /// The path and query of the call.
+    pub target: String,
+    pub status: u16,
+    /// When the call was there.
+    pub called_at: Instant,
+    /// Just before the answer was sent.
+    pub sent_at: Instant,
+}
+
 #[derive(Default)]
 struct State {
     delay: Duration,
     default: Option<Behaviour>,
     by_user: HashMap<String, Vec<Behaviour>>,
     calls: Vec<String>,
-    verdicts: Vec<(String, u16)>,
+    verdicts: Vec<Sent>,
     gate: Option<Arc<Semaphore>>,
 }
 
@@ -105,8 +117,8 @@ impl TestApprover {
         self.state.lock().unwrap().calls.clone()
     }
 
-    /// The path and query, and the status, of every answer that was sent.
-    pub fn verdicts(&self) -> Vec<(String, u16)> {
+    /// Every answer that was sent.
+    pub fn verdicts(&self) -> Vec<Sent> {
         self.state.lock().unwrap().verdicts.clone()
     }
 
@@ -139,6 +151,7 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
                 Ok(_) => {}
             }
         };
+        let called_at = Instant::now();
         let head = String::from_utf8_lossy(&received[..end]).into_owned();
         received.drain(..end);
         let target = head.split(' ').nth(1).unwrap_or_default().to_owned();
@@ -177,7 +190,12 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
             }
         };
         // Whoever has gone may still have it.
-        state.lock().unwrap().verdicts.push((target, status));
+        state.lock().unwrap().verdicts.push(Sent {
+            target,
+            status,
+            called_at,
+            sent_at: Instant::now(),
+        });
         let answer = format!("HTTP/1.1 {status} Test\r\ncontent-length: 0\r\n\r\n");
         if stream.write_all(answer.as_bytes()).await.is_err() {
             return;

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use balance::config::{DatabaseConfig, DatabaseUrl};
 use balance::dev::{PostgresOptions, PrivatePostgres, StopMode};
@@ -30,6 +30,10 @@ pub const REPLICAS: usize = 3;
 /// What the replicas run with; milliseconds.
 const OPERATION_TIMEOUT_MS: &str = "3000";
 const APPROVER_TIMEOUT_MS: &str = "800";
+/// An operation's time and 2 s, and one more for a machine that does much else.
+pub const LONGEST_ANSWER: Duration = Duration::from_secs(3 + 2 + 1);
+/// The time of a call to the Approver, and a second more for such a machine.
+pub const LONGEST_VERDICT: Duration = Duration::from_millis(800 + 1_000);
 /// How long a verdict takes.
 const VERDICT_DELAY: Duration = Duration::from_millis(80);
 /// Enough for the log of a long round.
@@ -336,17 +340,20 @@ impl Cluster {
         self.approver.always(Behaviour::Judge(judge));
     }
 
-    pub fn verdicts(&self) -> Vec<Verdict> {
+    /// All verdicts of a run that began then.
+    pub fn verdicts(&self, began: Instant) -> Vec<Verdict> {
         let verdicts = self.approver.verdicts().into_iter();
-        let verdicts = verdicts.filter(|(_, status)| matches!(status, 200 | 403));
+        let verdicts = verdicts.filter(|sent| matches!(sent.status, 200 | 403));
         verdicts
-            .map(|(target, status)| Verdict {
-                user: percent_decode_str(parameter(&target, "userId"))
+            .map(|sent| Verdict {
+                user: percent_decode_str(parameter(&sent.target, "userId"))
                     .decode_utf8()
                     .unwrap()
                     .into_owned(),
-                change: parameter(&target, "balanceChange").parse().unwrap(),
-                approved: status == 200,
+                change: parameter(&sent.target, "balanceChange").parse().unwrap(),
+                approved: sent.status == 200,
+                asked_at: sent.called_at.saturating_duration_since(began),
+                sent_at: sent.sent_at.saturating_duration_since(began),
             })
             .collect()
     }

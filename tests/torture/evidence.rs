@@ -29,19 +29,37 @@ pub enum Ask {
         user: String,
         at: Option<Micros>,
     },
-    /// The newest operations up to a moment after all operations.
-    History {
-        user: String,
-        to: Micros,
-        limit: usize,
-    },
+    /// A page of the history.
+    History(Arc<Page>),
+}
+
+/// Which page of a history is wanted.
+#[derive(Debug)]
+pub struct Page {
+    pub user: String,
+    pub from: Option<Micros>,
+    /// After all operations; its own, but for the pages that follow each other.
+    pub to: Micros,
+    pub ascending: bool,
+    pub limit: usize,
+    /// On a page that follows another one: where that ended.
+    pub beyond: Option<PageEnd>,
+}
+
+/// Where a page ends.
+#[derive(Clone, Debug)]
+pub struct PageEnd {
+    pub cursor: String,
+    /// Timestamp and version of its last operation.
+    pub last: (Micros, i64),
 }
 
 impl Ask {
     pub fn user(&self) -> &str {
         match self {
             Self::Change(change) => &change.user,
-            Self::Balance { user, .. } | Self::History { user, .. } => user,
+            Self::Balance { user, .. } => user,
+            Self::History(page) => &page.user,
         }
     }
 }
@@ -67,24 +85,60 @@ impl Said {
     }
 }
 
+/// How an exchange ended.
+#[derive(Clone, Debug)]
+pub enum Ended {
+    Answered(Said),
+    /// What came is no answer that the contract knows; says why.
+    Malformed(String),
+    /// No replica got to know of the request: the connection was refused, or the load balancer found none.
+    NotReached,
+    /// No answer of a replica came: the connection broke, the client hung up, or the load balancer answered that it does
+    /// not know.
+    Broken,
+}
+
 /// What one client asked and heard. Times are from the beginning of the run.
 #[derive(Clone, Debug)]
 pub struct Exchange {
     pub ask: Ask,
     pub sent_at: Duration,
+    /// The same moment on the clock that the replicas see too.
+    pub sent_by_clock: Micros,
     /// When the answer was there or given up on.
     pub ended_at: Duration,
-    /// Nothing where no answer of the service came: the connection broke, the client hung up, or the load balancer
-    /// answered.
-    pub said: Option<Said>,
+    pub ended: Ended,
 }
 
-/// What the Approver has answered.
+impl Exchange {
+    /// The answer, if one came that can be read.
+    pub fn said(&self) -> Option<&Said> {
+        match &self.ended {
+            Ended::Answered(said) => Some(said),
+            Ended::Malformed(_) | Ended::NotReached | Ended::Broken => None,
+        }
+    }
+
+    /// Whether this very request may be the one that stored its change.
+    pub fn may_have_stored(&self) -> bool {
+        match &self.ended {
+            Ended::Answered(said) => matches!(said.outcome(), "accepted" | "outcome_unknown"),
+            Ended::Malformed(_) | Ended::Broken => true,
+            Ended::NotReached => false,
+        }
+    }
+}
+
+/// What the Approver has answered. Times are from the beginning of the run.
 #[derive(Clone, Debug)]
 pub struct Verdict {
     pub user: String,
     pub change: i64,
     pub approved: bool,
+    /// When the call was there.
+    pub asked_at: Duration,
+    /// When the verdict was about to be sent.
+    pub sent_at: Duration,
 }
 
 /// The operations log of one replica, over all its lives and rotations.
@@ -106,4 +160,8 @@ pub struct Evidence {
     pub verdicts: Vec<Verdict>,
     /// Changes larger than this, either way, need approval.
     pub threshold: u64,
+    /// No answer comes later than this.
+    pub longest_answer: Duration,
+    /// Whoever asked for a verdict has given it up after this time.
+    pub longest_verdict: Duration,
 }

@@ -28,8 +28,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use calm::Usage;
-use cluster::{Cluster, REPLICAS, Site};
-use evidence::Evidence;
+use cluster::{Cluster, LONGEST_ANSWER, LONGEST_VERDICT, REPLICAS, Site};
+use evidence::{Ended, Evidence};
 use nemesis::{Fault, Faults, Nemesis};
 use support::model::{self, Random, StoredUser, users_stored};
 use tokio::process::Command;
@@ -135,8 +135,10 @@ async fn round(seed: u64, duration: Duration, back_within: Duration) {
         exchanges,
         stored: stored(&sql).await,
         logs: cluster.read_logs(),
-        verdicts: cluster.verdicts(),
+        verdicts: cluster.verdicts(recorder.began),
         threshold: THRESHOLD,
+        longest_answer: LONGEST_ANSWER,
+        longest_verdict: LONGEST_VERDICT,
     };
     let round = Round {
         seed,
@@ -206,7 +208,12 @@ impl Round {
         let mut answers = BTreeMap::new();
         let mut times = Vec::new();
         for exchange in &evidence.exchanges {
-            let outcome = exchange.said.as_ref().map_or("none", |said| said.outcome());
+            let outcome = match &exchange.ended {
+                Ended::Answered(said) => said.outcome(),
+                Ended::Malformed(_) => "malformed",
+                Ended::NotReached => "not reached",
+                Ended::Broken => "none",
+            };
             *answers.entry(outcome).or_insert(0) += 1;
             times.push(exchange.ended_at.saturating_sub(exchange.sent_at));
         }

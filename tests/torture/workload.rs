@@ -8,11 +8,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::join_all;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::header::HeaderMap;
 use reqwest::{Client, RequestBuilder};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
-use crate::evidence::{Ask, Change, Exchange, Said};
+use crate::checker::moment;
+use crate::evidence::{Ask, Change, Ended, Exchange, Page, PageEnd, Said};
 use crate::model::{Micros, Random, rfc3339};
 use crate::support::client::http_client;
 
@@ -27,13 +29,14 @@ const AFTER_ALL: Micros = 7_258_118_400 * SECOND;
 
 /// Sends requests, and keeps what came of them.
 pub struct Recorder {
-    began: Instant,
+    /// All times of the record are counted from here.
+    pub began: Instant,
     http: Client,
     pub urls: Vec<String>,
     exchanges: Mutex<Vec<Exchange>>,
     /// Requests that were not answered in time.
     hangs: Mutex<Vec<String>>,
-    /// Makes amounts of big changes, and moments of histories, unlike all others.
+    /// Makes amounts of some big changes, and moments of histories, unlike all others.
     next_number: AtomicI64,
 }
 
@@ -65,36 +68,51 @@ impl Recorder {
 
     /// As [`send`](Self::send), but hangs up after this time.
     async fn send_for(&self, way: usize, ask: Ask, patience: Duration) -> Option<Said> {
-        let sent_at = self.began.elapsed();
+        let (sent_at, sent_by_clock) = (self.began.elapsed(), clock());
         let answer = timeout(patience, heard(self.request(way, &ask))).await;
         let ended_at = self.began.elapsed();
         if answer.is_err() && patience == PATIENCE {
             let hang = format!("{ask:?} by way {way} at {sent_at:?}");
             self.hangs.lock().unwrap().push(hang);
         }
-        let said = answer.ok().flatten();
-        self.exchanges.lock().unwrap().push(Exchange {
+        let exchange = Exchange {
             ask,
             sent_at,
+            sent_by_clock,
             ended_at,
-            said: said.clone(),
-        });
+            ended: answer.unwrap_or(Ended::Broken),
+        };
+        let said = exchange.said().cloned();
+        self.exchanges.lock().unwrap().push(exchange);
         said
     }
 
     fn request(&self, way: usize, ask: &Ask) -> RequestBuilder {
         let url = &self.urls[way];
         let of_user = |user: &str| format!("{url}/{}", utf8_percent_encode(user, NON_ALPHANUMERIC));
-        let moment = |at: Micros| utf8_percent_encode(&rfc3339(at), NON_ALPHANUMERIC).to_string();
+        let encoded = |at: Micros| utf8_percent_encode(&rfc3339(at), NON_ALPHANUMERIC).to_string();
         match ask {
             Ask::Balance { user, at: None } => self.http.get(format!("{}/balance", of_user(user))),
             Ask::Balance { user, at: Some(at) } => {
                 self.http
-                    .get(format!("{}/balance?timestamp={}", of_user(user), moment(*at)))
+                    .get(format!("{}/balance?timestamp={}", of_user(user), encoded(*at)))
             }
-            Ask::History { user, to, limit } => {
-                let query = format!("to={}&limit={limit}", moment(*to));
-                self.http.get(format!("{}/history?{query}", of_user(user)))
+            Ask::History(page) => {
+                let mut query = format!("limit={}", page.limit);
+                match &page.beyond {
+                    // The cursor holds the rest.
+                    Some(end) => query += &format!("&cursor={}", end.cursor),
+                    None => {
+                        query += &format!("&to={}", encoded(page.to));
+                        if let Some(from) = page.from {
+                            query += &format!("&from={}", encoded(from));
+                        }
+                        if page.ascending {
+                            query += "&order=asc";
+                        }
+                    }
+                }
+                self.http.get(format!("{}/history?{query}", of_user(&page.user)))
             }
             Ask::Change(change) => {
                 let body = json!({ "userId": change.user, "context": change.context,
@@ -113,28 +131,73 @@ impl Recorder {
     }
 }
 
-/// What the service answered; nothing if the connection broke or the load balancer answered in its place.
-async fn heard(request: RequestBuilder) -> Option<Said> {
-    let response = request.send().await.ok()?;
-    let status = response.status().as_u16();
-    let headers = response.headers().clone();
-    let body = response.bytes().await.ok()?;
+/// The clock that the replicas see too.
+fn clock() -> Micros {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    i64::try_from(now.as_micros()).unwrap()
+}
+
+/// What became of a request.
+async fn heard(request: RequestBuilder) -> Ended {
+    let response = match request.send().await {
+        Ok(response) => response,
+        Err(error) if error.is_connect() => return Ended::NotReached,
+        Err(_) => return Ended::Broken,
+    };
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let Ok(body) = response.bytes().await else {
+        return Ended::Broken;
+    };
     if headers.contains_key("proxy-status") {
-        return None;
+        // The load balancer found no replica to send it to; or it lost the one that it had sent it to.
+        return if status == 503 {
+            Ended::NotReached
+        } else {
+            Ended::Broken
+        };
     }
-    let media_type = if status == 200 {
+    match said(status, &headers, &body) {
+        Ok(said) => Ended::Answered(said),
+        Err(wrong) => Ended::Malformed(format!(
+            "{wrong}: {status}, {headers:?}, {:?}",
+            String::from_utf8_lossy(&body)
+        )),
+    }
+}
+
+/// Reads an answer, or says what is wrong with its form.
+fn said(status: u16, headers: &HeaderMap, body: &[u8]) -> Result<Said, &'static str> {
+    let is_good = status == 200;
+    let media_type = if is_good {
         "application/json"
     } else {
         "application/problem+json"
     };
-    assert_eq!(headers["content-type"], media_type, "{status}");
-    assert_eq!(headers.contains_key("retry-after"), status == 503, "{status}");
-    let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
-    Some(Said {
+    if headers.get("content-type").is_none_or(|found| found != media_type) {
+        return Err("the media type is wrong");
+    }
+    if headers.contains_key("retry-after") != (status == 503) {
+        return Err("a 503, and nothing else, has Retry-After");
+    }
+    let body: Value = serde_json::from_slice(body).map_err(|_| "the body is no JSON")?;
+    let code = body["code"].as_str().unwrap_or_default().to_owned();
+    if is_good != code.is_empty() || (!is_good && body["status"] != status) {
+        return Err("the body does not agree with the status");
+    }
+    Ok(Said {
         status,
-        code: body["code"].as_str().unwrap_or_default().to_owned(),
+        code,
         replayed: headers.contains_key("idempotency-replayed"),
         body,
+    })
+}
+
+/// Where a page ends that another one follows.
+fn end_of(said: &Said) -> Option<PageEnd> {
+    let last = said.body["operations"].as_array()?.last()?;
+    Some(PageEnd {
+        cursor: said.body["nextCursor"].as_str()?.to_owned(),
+        last: (moment(&last["timestamp"])?, last["seq"].as_i64()?),
     })
 }
 
@@ -193,7 +256,7 @@ impl Workload {
             if let Ask::Change(change) = &exchange.ask
                 && change.key.is_some()
             {
-                match &exchange.said {
+                match exchange.said() {
                     Some(said) if said.status != 503 => drop(settled.insert(change.context.clone())),
                     _ => drop(unsettled.insert(change.context.clone(), Arc::clone(change))),
                 }
@@ -233,14 +296,7 @@ impl LoadClient {
         let said = match self.random.next() % 100 {
             0..12 => self.read(way, false).await,
             12..34 => self.read(way, true).await,
-            34..38 => {
-                let ask = Ask::History {
-                    user: self.user(),
-                    to: AFTER_ALL + self.recorder.number(),
-                    limit: usize::try_from(self.random.between(1, 30)).unwrap(),
-                };
-                self.recorder.send(way, ask).await
-            }
+            34..38 => self.pages(way).await,
             38..42 => {
                 // Hangs up in the middle, mostly before the answer.
                 let ask = Ask::Change(Arc::new(self.change(false)));
@@ -265,6 +321,36 @@ impl LoadClient {
         let user = self.user();
         let at = of_a_moment.then(|| self.moment());
         self.recorder.send(way, Ask::Balance { user, at }).await
+    }
+
+    /// A page of a history, and at times those that follow it, on other ways.
+    async fn pages(&mut self, way: usize) -> Option<Said> {
+        let mut page = Page {
+            user: self.user(),
+            from: self.random.percent(30).then(|| self.moment()),
+            to: AFTER_ALL + self.recorder.number(),
+            ascending: self.random.percent(40),
+            limit: usize::try_from(self.random.between(1, 30)).unwrap(),
+            beyond: None,
+        };
+        let mut way = way;
+        loop {
+            let page_of = |beyond| Page {
+                user: page.user.clone(),
+                beyond,
+                ..page
+            };
+            let said = self
+                .recorder
+                .send(way, Ask::History(Arc::new(page_of(page.beyond.clone()))))
+                .await;
+            let end = said.as_ref().and_then(end_of);
+            if end.is_none() || self.random.percent(40) {
+                return said;
+            }
+            page.beyond = end;
+            way = self.way();
+        }
     }
 
     /// A change with a key: at times sent by two ways at once, at times with a rival that has another body, and repeated
@@ -314,7 +400,7 @@ impl LoadClient {
 
     /// Mostly now by the client's clock; late by up to a minute or an hour; in the future; or the same as others'.
     fn moment(&mut self) -> Micros {
-        let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros()).unwrap();
+        let now = clock();
         match self.random.next() % 100 {
             0..45 => now,
             45..70 => now - self.random.between(0, 60 * SECOND),
@@ -327,8 +413,11 @@ impl LoadClient {
     fn change(&mut self, keyed: bool) -> Change {
         let context = format!("client {} step {}", self.number, self.step);
         let amount = match self.random.next() % 100 {
-            0..4 => 100_000 + self.recorder.number(),
-            4..6 => -100_000 - self.recorder.number(),
+            // Like no other, or like some others: each of those needs a verdict of its own all the same.
+            0..2 => 100_000 + self.recorder.number(),
+            2..4 => 200_000 + self.random.between(1, 5),
+            4 => -100_000 - self.recorder.number(),
+            5 => -200_000 - self.random.between(1, 5),
             // A walk that often runs into zero.
             6..60 => self.random.between(-9_000, 9_000),
             60..98 => self.random.between(-900, 1_000),

@@ -1,10 +1,11 @@
-//! Every change answered 200 is stored once, every one refused is not, any other once or not at all.
+//! Every change answered 200 is stored once, every one refused is not, any other once or not at all; and a repeat is
+//! answered as one.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
-use super::{Kind, Violation};
+use super::{Kind, Violation, moment};
 use crate::evidence::{Ask, Change, Evidence, Exchange, Said};
-use crate::model::{Stored, micros};
+use crate::model::Stored;
 
 /// A change that was asked for, and every time it was.
 struct Asked<'a> {
@@ -41,7 +42,6 @@ pub(super) fn check(evidence: &Evidence) -> Vec<Violation> {
             }
         }
     }
-    let approvals = Approvals::of(evidence);
     for (name, asked) in &asked {
         let rows = stored.get(name).map_or(&[][..], Vec::as_slice);
         let key = asked.change.key.as_deref();
@@ -49,14 +49,14 @@ pub(super) fn check(evidence: &Evidence) -> Vec<Violation> {
         let mut say = |kind, explanation: String| violations.push(Violation::new(kind, name.0, explanation));
         asked.stored_once(rows, &mut say);
         asked.answers_agree(rows.first().copied(), by_key, &mut say);
-        approvals.check(asked, rows.first().copied(), &mut say);
+        asked.repeats_have_a_first(&mut say);
     }
     violations
 }
 
 impl Asked<'_> {
     fn said(&self) -> impl Iterator<Item = &Said> {
-        self.exchanges.iter().filter_map(|exchange| exchange.said.as_ref())
+        self.exchanges.iter().filter_map(|exchange| exchange.said())
     }
 
     fn stored_once(&self, rows: &[&Stored], say: &mut impl FnMut(Kind, String)) {
@@ -76,11 +76,7 @@ impl Asked<'_> {
                 if !as_asked {
                     say(Kind::ForgedChange, format!("{change:?} is stored as {row:?}"));
                 }
-                let may_be = |exchange: &&Exchange| match &exchange.said {
-                    None => true,
-                    Some(said) => said.status == 200 || said.code == "outcome_unknown",
-                };
-                if !self.exchanges.iter().any(may_be) {
+                if !self.exchanges.iter().any(|exchange| exchange.may_have_stored()) {
                     let heard: Vec<_> = self.said().map(Said::outcome).collect();
                     say(Kind::RefusedYetStored, format!("{row:?} was answered {heard:?}"));
                 }
@@ -105,7 +101,7 @@ impl Asked<'_> {
                         && body["userId"] == *self.change.user
                         && body["balance"] == row.balance_after
                         && body["balanceChange"] == row.change
-                        && body["timestamp"].as_str().map(micros) == Some(row.timestamp)
+                        && moment(&body["timestamp"]) == Some(row.timestamp)
                 }
                 // Said above.
                 (200, _, None) => true,
@@ -128,48 +124,17 @@ impl Asked<'_> {
             say(Kind::Unsettled, format!("{:?} has no final answer", self.change));
         }
     }
-}
 
-/// What the Approver said, by user and amount; the amounts of big changes do not repeat.
-struct Approvals<'a> {
-    threshold: u64,
-    approved: HashSet<(&'a str, i64)>,
-    denied: HashSet<(&'a str, i64)>,
-}
-
-impl<'a> Approvals<'a> {
-    fn of(evidence: &'a Evidence) -> Self {
-        let of = |approved| {
-            let verdicts = evidence
-                .verdicts
-                .iter()
-                .filter(move |verdict| verdict.approved == approved);
-            verdicts
-                .map(|verdict| (verdict.user.as_str(), verdict.change))
-                .collect()
-        };
-        Self {
-            threshold: evidence.threshold,
-            approved: of(true),
-            denied: of(false),
-        }
-    }
-
-    fn check(&self, asked: &Asked<'_>, row: Option<&Stored>, say: &mut impl FnMut(Kind, String)) {
-        let change = asked.change;
-        let is_big = change.change.unsigned_abs() > self.threshold;
-        let name = (change.user.as_str(), change.change);
-        if let Some(row) = row {
-            if is_big && !self.approved.contains(&name) {
-                say(Kind::Unapproved, format!("the Approver has not approved {row:?}"));
+    /// What is answered again was answered, or might have been, to another request.
+    fn repeats_have_a_first(&self, say: &mut impl FnMut(Kind, String)) {
+        for (place, repeat) in self.exchanges.iter().enumerate() {
+            let is_first = |(other, exchange): (usize, &&Exchange)| {
+                other != place && exchange.may_have_stored() && exchange.sent_at <= repeat.ended_at
+            };
+            let is_repeat = repeat.said().is_some_and(|said| said.replayed);
+            if is_repeat && !self.exchanges.iter().enumerate().any(is_first) {
+                say(Kind::WrongAnswer, format!("nothing was answered before {repeat:?}"));
             }
-            if row.approved != is_big {
-                say(Kind::Unapproved, format!("whether it was approved is wrong: {row:?}"));
-            }
-        }
-        let denied = asked.said().any(|said| said.code == "approver_denied");
-        if denied && !self.denied.contains(&name) {
-            say(Kind::Unapproved, format!("the Approver has not denied {change:?}"));
         }
     }
 }

@@ -1,15 +1,22 @@
-//! Every answer and every stored change has its one line, and no line says what was not answered or is not stored.
+//! Every answer and every stored change has its one line, and no line says what was not answered or is not stored. A line
+//! that is nobody's is allowed only to a request whose answer did not arrive; what such a line says of a balance is handed
+//! on, to be held against the history like an answer.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{Kind, Violation};
-use crate::evidence::{Ask, Evidence, Exchange, Log, Said};
-use crate::model::{Micros, Stored, micros};
+use super::matching::pair;
+use super::{CLOCKS_APART, Kind, Violation, moment};
+use crate::evidence::{Ask, Ended, Evidence, Exchange, Log, Said};
+use crate::model::{Micros, Stored};
 
-/// What the lines of one change, or of one user's reads of one kind, are told apart by.
+/// By which the lines of one change, or of one user's reads of one kind, find together.
 type Subject<'a> = (&'a str, &'a str, &'a str);
+
+/// RFC 3339 in UTC with six digits: all moments of answers are as long.
+const AT: &str = "2026-01-31T12:00:00.000000Z";
 
 #[derive(Default)]
 struct Matter<'a> {
@@ -21,19 +28,28 @@ struct Matter<'a> {
 struct Line<'a> {
     value: &'a Value,
     instance: &'a str,
+    /// When it was answered.
+    at: Option<Micros>,
+    /// The moment that it is about.
+    about: Option<Micros>,
 }
 
 impl<'a> Line<'a> {
+    fn of(log: &'a Log, value: &'a Value) -> Self {
+        Self {
+            value,
+            instance: &log.instance,
+            at: moment(&value["at"]),
+            about: moment(&value["timestamp"]),
+        }
+    }
+
     fn text(self, name: &str) -> &'a str {
         self.value[name].as_str().unwrap_or_default()
     }
 
     fn outcome(self) -> &'a str {
         self.text("outcome")
-    }
-
-    fn moment(self) -> Option<Micros> {
-        self.value["timestamp"].as_str().map(micros)
     }
 
     fn is_recovered(self) -> bool {
@@ -46,8 +62,9 @@ impl<'a> Line<'a> {
     }
 }
 
-pub(super) fn check(evidence: &Evidence) -> Vec<Violation> {
-    let mut violations = Vec::new();
+/// What is wrong, and the answers that only lines tell of.
+pub(super) fn check(evidence: &Evidence) -> (Vec<Violation>, Vec<Exchange>) {
+    let (mut violations, mut unheard) = (Vec::new(), Vec::new());
     let mut matters: HashMap<Subject<'_>, Matter<'_>> = HashMap::new();
     for exchange in &evidence.exchanges {
         let subject = subject_of(&exchange.ask);
@@ -56,10 +73,7 @@ pub(super) fn check(evidence: &Evidence) -> Vec<Violation> {
     for log in &evidence.logs {
         readable(log, &mut violations);
         for value in log.lines.iter().filter(|value| value.is_object()) {
-            let line = Line {
-                value,
-                instance: &log.instance,
-            };
+            let line = Line::of(log, value);
             let subject = (line.text("operation"), line.text("userId"), line.text("context"));
             matters.entry(subject).or_default().lines.push(line);
         }
@@ -68,22 +82,19 @@ pub(super) fn check(evidence: &Evidence) -> Vec<Violation> {
     own_lines(&stored, evidence, &mut violations);
     for ((operation, user, _), matter) in &matters {
         let mut say = |kind, explanation: String| violations.push(Violation::new(kind, user, explanation));
-        match *operation {
-            "changeBalance" => {
-                matter.lines_of_changes_are_true(&stored, &mut say);
-                matter.match_changes(&mut say);
-            }
-            _ => matter.match_reads(&mut say),
+        if *operation == "changeBalance" {
+            matter.lines_of_changes_are_true(&stored, &mut say);
         }
+        unheard.extend(matter.pair(evidence.longest_answer, &mut say));
     }
-    violations
+    (violations, unheard)
 }
 
 fn subject_of(ask: &Ask) -> Subject<'_> {
     match ask {
         Ask::Change(change) => ("changeBalance", &change.user, &change.context),
         Ask::Balance { user, .. } => ("getBalance", user, ""),
-        Ask::History { user, .. } => ("getHistory", user, ""),
+        Ask::History(page) => ("getHistory", &page.user, ""),
     }
 }
 
@@ -101,7 +112,12 @@ fn readable(log: &Log, violations: &mut Vec<Violation>) {
         let complete = texts
             .iter()
             .all(|name| line[*name].as_str().is_some_and(|text| !text.is_empty()));
-        if !complete || line["instance"] != *log.instance {
+        let may_be_late = line["operation"] == "changeBalance"
+            && matches!(line["outcome"].as_str(), Some("accepted" | "outcome_unknown"));
+        let says_when = line["at"].as_str().is_some_and(|text| text.len() == AT.len()) && moment(&line["at"]).is_some();
+        let recovered = &line["recovered"];
+        let is_late_or_not = recovered.is_null() || *recovered == true && may_be_late;
+        if !complete || !says_when || !is_late_or_not || line["instance"] != *log.instance {
             let explanation = format!("in the log of {}: {line}", log.instance);
             violations.push(Violation::new(Kind::UnreadableLine, "", explanation));
         }
@@ -121,10 +137,7 @@ fn stored_by_id(evidence: &Evidence) -> HashMap<&str, (&str, &Stored)> {
 fn own_lines(stored: &HashMap<&str, (&str, &Stored)>, evidence: &Evidence, violations: &mut Vec<Violation>) {
     let mut own: HashMap<&str, Vec<Line<'_>>> = HashMap::new();
     for log in &evidence.logs {
-        let lines = log.lines.iter().map(|value| Line {
-            value,
-            instance: &log.instance,
-        });
+        let lines = log.lines.iter().map(|value| Line::of(log, value));
         for line in lines.filter(|line| line.is_own()) {
             own.entry(line.text("operationId")).or_default().push(line);
         }
@@ -151,11 +164,11 @@ impl Matter<'_> {
     fn lines_of_changes_are_true(&self, stored: &HashMap<&str, (&str, &Stored)>, say: &mut impl FnMut(Kind, String)) {
         let change = self.exchanges.iter().find_map(|exchange| match &exchange.ask {
             Ask::Change(change) => Some(change),
-            Ask::Balance { .. } | Ask::History { .. } => None,
+            Ask::Balance { .. } | Ask::History(_) => None,
         });
         for line in &self.lines {
             let as_asked = change.is_some_and(|change| {
-                line.value["balanceChange"] == change.change && line.moment() == Some(change.timestamp)
+                line.value["balanceChange"] == change.change && line.about == Some(change.timestamp)
             });
             let row = stored.get(line.text("operationId"));
             let as_stored = match line.outcome() {
@@ -175,90 +188,170 @@ impl Matter<'_> {
         }
     }
 
-    /// How many lines there may be beside those of answers: of requests whose answer did not arrive, or was that the log
-    /// cannot be written.
-    fn others_allowed(&self) -> usize {
-        let may_have_one = |exchange: &&&Exchange| exchange.said.as_ref().is_none_or(|said| !is_lined(said));
-        self.exchanges.iter().filter(may_have_one).count()
-    }
-
-    fn answers(&self) -> impl Iterator<Item = (&Exchange, &Said)> {
-        self.exchanges
+    /// Each answer with a line has it, and no line is left over. Returns what the lines tell that no client has heard.
+    fn pair(&self, longest: Duration, say: &mut impl FnMut(Kind, String)) -> Vec<Exchange> {
+        let (with, without): (Vec<&Exchange>, Vec<&Exchange>) =
+            self.exchanges.iter().partition(|one| one.said().is_some_and(is_lined));
+        let may_have = without
+            .into_iter()
+            .filter(|one: &&Exchange| !matches!(one.ended, Ended::NotReached));
+        let seekers: Vec<Seeker<'_>> = with
             .iter()
-            .filter_map(|exchange| exchange.said.as_ref().map(|said| (*exchange, said)))
-            .filter(|(_, said)| is_lined(said))
+            .map(|exchange| Seeker::of(exchange, longest))
+            .chain(may_have.map(|exchange| Seeker::of(exchange, longest)))
+            .collect();
+        let candidates = Candidates::of(&self.lines);
+        let fitting: Vec<Vec<usize>> = seekers
+            .iter()
+            .map(|seeker| {
+                let places = candidates.of_moment(seeker).iter();
+                places
+                    .copied()
+                    .filter(|place| seeker.fits(self.lines[*place]))
+                    .collect()
+            })
+            .collect();
+        let has = pair(&fitting, self.lines.len());
+        for (exchange, _) in with.iter().zip(&has).filter(|(_, has)| has.is_none()) {
+            say(Kind::MissingLine, format!("no line for {exchange:?}"));
+        }
+        let mut nobodys = vec![true; self.lines.len()];
+        has.iter().flatten().for_each(|place| nobodys[*place] = false);
+        for (line, _) in self.lines.iter().zip(nobodys).filter(|(_, nobodys)| *nobodys) {
+            say(Kind::DoubledLine, format!("no request for the line {}", line.value));
+        }
+        // Which of those that may have a line have it is not known: the first of them may.
+        let others = &has[with.len()..];
+        let unheard = others.iter().flatten().filter_map(|place| {
+            let may_have = seekers[with.len()..].iter().zip(&fitting[with.len()..]);
+            let may_have = may_have.filter(|(_, fitting)| fitting.contains(place));
+            let first = may_have
+                .map(|(seeker, _)| seeker.exchange)
+                .min_by_key(|one| one.sent_at)?;
+            told(self.lines[*place], first)
+        });
+        unheard.collect()
+    }
+}
+
+/// The answer to a read of a balance that this line tells of; it was given to the exchange or one that began later.
+fn told(line: Line<'_>, exchange: &Exchange) -> Option<Exchange> {
+    let Ask::Balance { user, at } = &exchange.ask else {
+        return None;
+    };
+    if line.outcome() != "accepted" {
+        return None;
+    }
+    let answered = line.at? - exchange.sent_by_clock + CLOCKS_APART;
+    Some(Exchange {
+        ask: Ask::Balance {
+            user: user.clone(),
+            at: *at,
+        },
+        ended_at: exchange.sent_at + Duration::from_micros(u64::try_from(answered).unwrap_or_default()),
+        ended: Ended::Answered(Said {
+            status: 200,
+            code: String::new(),
+            replayed: false,
+            body: json!({ "userId": user, "timestamp": line.value["timestamp"], "balance": line.value["balance"] }),
+        }),
+        ..exchange.clone()
+    })
+}
+
+/// Lines by the moments that they are about, lest each exchange is held against all of them.
+struct Candidates {
+    all: Vec<usize>,
+    by_moment: HashMap<Option<Micros>, Vec<usize>>,
+}
+
+impl Candidates {
+    fn of(lines: &[Line<'_>]) -> Self {
+        let mut by_moment: HashMap<_, Vec<usize>> = HashMap::new();
+        for (place, line) in lines.iter().enumerate() {
+            by_moment.entry(line.about).or_default().push(place);
+        }
+        Self {
+            all: (0..lines.len()).collect(),
+            by_moment,
+        }
     }
 
-    fn match_changes(&self, say: &mut impl FnMut(Kind, String)) {
-        let mut rest = self.lines.clone();
-        let mut without = Vec::new();
-        for (exchange, said) in self.answers() {
-            let is_its_line = |line: &Line<'_>| {
-                line.outcome() == said.outcome()
-                    && (said.status != 200
-                        || line.value["operationId"] == said.body["operationId"]
-                            && line.value["balance"] == said.body["balance"])
-            };
-            match rest.iter().position(is_its_line) {
-                Some(place) => drop(rest.swap_remove(place)),
-                None => without.push((exchange, said)),
-            }
+    fn of_moment(&self, seeker: &Seeker<'_>) -> &[usize] {
+        match seeker.about {
+            Some(_) => self.by_moment.get(&seeker.about).map_or(&[], Vec::as_slice),
+            None => &self.all,
         }
-        for (exchange, said) in without {
+    }
+}
+
+/// An exchange that has a line, or may have one.
+struct Seeker<'a> {
+    exchange: &'a Exchange,
+    /// The moment that the line is about, if the client knows it.
+    about: Option<Micros>,
+    /// On the clock, when it was under way: its answer was given then.
+    under_way: (Micros, Micros),
+}
+
+impl<'a> Seeker<'a> {
+    fn of(exchange: &'a Exchange, longest: Duration) -> Self {
+        let about = match &exchange.ask {
+            Ask::Change(change) => Some(change.timestamp),
+            Ask::Balance { at, .. } => at.or_else(|| moment(&exchange.said()?.body["timestamp"])),
+            Ask::History(page) => Some(page.to),
+        };
+        let took = match exchange.said() {
+            Some(_) => exchange.ended_at.saturating_sub(exchange.sent_at),
+            // The replica goes on when its client has gone.
+            None => longest,
+        };
+        let took = i64::try_from(took.as_micros()).unwrap_or(i64::MAX);
+        let from = exchange.sent_by_clock;
+        Self {
+            exchange,
+            about,
+            under_way: (from - CLOCKS_APART, from + took + CLOCKS_APART),
+        }
+    }
+
+    fn is_under_way(&self, moment: Option<Micros>) -> bool {
+        let (from, to) = self.under_way;
+        moment.is_some_and(|moment| (from..=to).contains(&moment))
+    }
+
+    fn fits(&self, line: Line<'_>) -> bool {
+        let about_it = match self.about {
+            Some(about) => line.about == Some(about),
+            // As of now, whenever the service took that to be.
+            None => self.is_under_way(line.about),
+        };
+        about_it && (line.is_recovered() || self.is_under_way(line.at)) && self.says_so(line)
+    }
+
+    /// Whether the line may say what it does of such an answer.
+    fn says_so(&self, line: Line<'_>) -> bool {
+        let Some(said) = self.exchange.said() else {
+            return true;
+        };
+        match (said.outcome(), line.outcome()) {
+            ("accepted", "accepted") => {
+                // No answer before its line.
+                !line.is_recovered()
+                    && line.value["operationId"] == said.body["operationId"]
+                    && line.value["balance"] == said.body["balance"]
+            }
+            ("replayed", "replayed") => {
+                line.value["operationId"] == said.body["operationId"] && line.value["balance"] == said.body["balance"]
+            }
             // The change was in the database when its line could not be written; the line came later.
-            let late = |line: &Line<'_>| line.is_recovered() && line.outcome() == "accepted";
-            match rest.iter().position(late).filter(|_| said.code == "outcome_unknown") {
-                Some(place) => drop(rest.swap_remove(place)),
-                None => say(Kind::MissingLine, format!("no line for {exchange:?}")),
-            }
-        }
-        self.no_more_than_allowed(rest.iter().map(|line| line.value.to_string()).collect(), say);
-    }
-
-    fn match_reads(&self, say: &mut impl FnMut(Kind, String)) {
-        let mut rest: HashMap<(Option<Micros>, &str, Option<i64>), usize> = HashMap::new();
-        for line in &self.lines {
-            let name = (line.moment(), line.outcome(), line.value["balance"].as_i64());
-            *rest.entry(name).or_default() += 1;
-        }
-        let mut nameless = Vec::new();
-        for (exchange, said) in self.answers() {
-            let asked = match &exchange.ask {
-                Ask::Balance { at, .. } => at.or_else(|| said.body["timestamp"].as_str().map(micros)),
-                Ask::History { to, .. } => Some(*to),
-                Ask::Change(_) => None,
-            };
-            let Some(moment) = asked else {
-                // A read as of now that failed: which moment the service took for now is not known.
-                nameless.push((exchange, said));
-                continue;
-            };
-            let name = (Some(moment), said.outcome(), said.body["balance"].as_i64());
-            match rest.get_mut(&name).filter(|count| **count > 0) {
-                Some(count) => *count -= 1,
-                None => say(Kind::MissingLine, format!("no line for {exchange:?}")),
-            }
-        }
-        for (exchange, said) in nameless {
-            let found = rest
-                .iter_mut()
-                .find(|((_, outcome, _), count)| *outcome == said.outcome() && **count > 0);
-            match found {
-                Some((_, count)) => *count -= 1,
-                None => say(Kind::MissingLine, format!("no line for {exchange:?}")),
-            }
-        }
-        let rest = rest.iter().flat_map(|(name, count)| vec![format!("{name:?}"); *count]);
-        self.no_more_than_allowed(rest.collect(), say);
-    }
-
-    fn no_more_than_allowed(&self, rest: Vec<String>, say: &mut impl FnMut(Kind, String)) {
-        let allowed = self.others_allowed();
-        if rest.len() > allowed {
-            say(
-                Kind::DoubledLine,
-                format!("{} more lines than answers, {allowed} may be: {rest:?}", rest.len()),
-            );
+            ("outcome_unknown", "accepted") => line.is_recovered(),
+            // Of what was stored that is not said.
+            ("operations_log_unavailable", line) => !matches!(
+                (&self.exchange.ask, line),
+                (Ask::Change(_), "accepted" | "outcome_unknown")
+            ),
+            (said, line) => said == line,
         }
     }
 }

@@ -1,16 +1,21 @@
 //! Decides from the evidence of a run whether the promises of the contract were kept. It is written against the contract
 //! and shares no code with the service.
 //!
-//! - `changes`: every change answered 200 is stored once, every one refused is not, any other at most once; no big change
-//!   without its own approval.
+//! - `answers`: every answer has the form of one, comes in time, and is one of those that the operation has.
+//! - `changes`: every change answered 200 is stored once, every one refused is not, any other at most once.
+//! - `approvals`: no big change without an approval of its own, asked for while it was under way.
 //! - `order`: the versions of each user have no gap, no moment is negative at any of them, what was answered before
 //!   another operation began comes first, and every answer is true of one of the versions of its time.
 //! - `derived`: the row of `balance` and the checkpoints follow from the history.
-//! - `lines`: every answer and every stored change has its one line in the logs, and no line says what was not answered.
+//! - `lines`: every answer and every stored change has its one line in the logs, every other line is of a request whose
+//!   answer did not arrive, and what it says is as true.
 
+mod answers;
+mod approvals;
 mod changes;
 mod derived;
 mod lines;
+mod matching;
 mod order;
 #[cfg(test)]
 mod planted;
@@ -19,7 +24,16 @@ mod timeline;
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
 use crate::evidence::Evidence;
+use crate::model::Micros;
+
+/// How far the clocks of clients and replicas may be apart, in microseconds. It is one clock, but a program may wait for
+/// its turn between a look at it and what it does then.
+const CLOCKS_APART: Micros = 1_000_000;
 
 /// Which promise is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,6 +50,8 @@ pub enum Kind {
     Unapproved,
     /// An answer does not agree with what is stored.
     WrongAnswer,
+    /// An answer came later than any may.
+    Late,
     /// A change with a key has no final answer in the end.
     Unsettled,
     VersionGap,
@@ -83,11 +99,20 @@ impl fmt::Display for Violation {
 
 /// All promises that were broken.
 pub fn check(evidence: &Evidence) -> Vec<Violation> {
-    let mut violations = changes::check(evidence);
-    violations.extend(order::check(evidence));
+    let mut violations = answers::check(evidence);
+    violations.extend(changes::check(evidence));
+    violations.extend(approvals::check(evidence));
     violations.extend(derived::check(evidence));
-    violations.extend(lines::check(evidence));
+    let (of_lines, unheard) = lines::check(evidence);
+    violations.extend(of_lines);
+    violations.extend(order::check(evidence, &unheard));
     violations
+}
+
+/// Reads a moment as the service writes it, if it is one.
+pub fn moment(value: &Value) -> Option<Micros> {
+    let moment = OffsetDateTime::parse(value.as_str()?, &Rfc3339).ok()?;
+    i64::try_from(moment.unix_timestamp_nanos() / 1_000).ok()
 }
 
 /// How many there are of each kind, and the shortest explanations.

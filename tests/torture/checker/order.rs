@@ -4,14 +4,17 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::timeline::Timeline;
-use super::{Kind, Violation};
-use crate::evidence::{Ask, Evidence, Exchange};
-use crate::model::{Stored, StoredUser, micros};
+use serde_json::Value;
 
-pub(super) fn check(evidence: &Evidence) -> Vec<Violation> {
+use super::timeline::Timeline;
+use super::{Kind, Violation, moment};
+use crate::evidence::{Ask, Evidence, Exchange, Page, Said};
+use crate::model::{Micros, Stored, StoredUser};
+
+/// `unheard` are answers that no client has heard, but that are known all the same.
+pub(super) fn check(evidence: &Evidence, unheard: &[Exchange]) -> Vec<Violation> {
     let mut by_user: HashMap<&str, Vec<&Exchange>> = HashMap::new();
-    for exchange in &evidence.exchanges {
+    for exchange in evidence.exchanges.iter().chain(unheard) {
         by_user.entry(exchange.ask.user()).or_default().push(exchange);
     }
     let nothing = StoredUser::default();
@@ -27,7 +30,7 @@ pub(super) fn check(evidence: &Evidence) -> Vec<Violation> {
 fn check_user(stored: &StoredUser, exchanges: &[&Exchange], say: &mut impl FnMut(Kind, String)) {
     let known = Known::of(stored, exchanges);
     known.in_real_time(&stored.history, say);
-    let mut claims = known.claims(exchanges);
+    let mut claims = known.claims(stored, exchanges);
     claims.sort_by_key(|claim| claim.versions.0);
     replay(&stored.history, &mut claims, say);
     explained(claims, say);
@@ -35,7 +38,8 @@ fn check_user(stored: &StoredUser, exchanges: &[&Exchange], say: &mut impl FnMut
 
 /// When each version came about, as far as the clients can tell.
 struct Known {
-    /// When it was first asked for, by version from 1 on. It may be stored later than that, never earlier.
+    /// When it was first asked for, by version from 1 on: by a request that may have stored it. It may be stored later
+    /// than that, never earlier.
     begun: Vec<Duration>,
     /// When it was first answered 200.
     answered: Vec<Option<Duration>>,
@@ -51,14 +55,19 @@ impl Known {
         for exchange in exchanges {
             if let Ask::Change(change) = &exchange.ask {
                 let (begun, answered) = times.entry(&change.context).or_insert((Duration::MAX, None));
-                *begun = exchange.sent_at.min(*begun);
-                if exchange.said.as_ref().is_some_and(|said| said.status == 200) {
+                if exchange.may_have_stored() {
+                    *begun = exchange.sent_at.min(*begun);
+                }
+                if exchange.said().is_some_and(|said| said.status == 200) {
                     *answered = Some(answered.map_or(exchange.ended_at, |earlier| earlier.min(exchange.ended_at)));
                 }
             }
         }
-        // What nobody asked for is told elsewhere.
-        let time = |one: &Stored| times.get(one.context.as_str()).copied().unwrap_or_default();
+        // What nobody asked for, or nobody can have stored, is told elsewhere.
+        let time = |one: &Stored| match times.get(one.context.as_str()) {
+            Some((Duration::MAX, answered)) => (Duration::ZERO, *answered),
+            times => times.copied().unwrap_or_default(),
+        };
         let (begun, answered): (Vec<_>, Vec<_>) = stored.history.iter().map(time).unzip();
         let mut highest_answered: Vec<_> = (1..)
             .zip(&answered)
@@ -110,16 +119,32 @@ impl Known {
         (lowest, highest)
     }
 
-    fn claims<'a>(&self, exchanges: &[&'a Exchange]) -> Vec<Claim<'a>> {
+    fn claims<'a>(&self, stored: &StoredUser, exchanges: &[&'a Exchange]) -> Vec<Claim<'a>> {
+        let numbered = (1..).zip(&stored.history);
+        let keys: HashMap<&str, usize> = numbered
+            .filter_map(|(version, one)| Some((one.key.as_deref()?, version)))
+            .collect();
         let claim = |exchange: &&'a Exchange| {
-            let said = exchange.said.as_ref()?;
-            let claims = match &exchange.ask {
-                Ask::Change(_) => said.code == "insufficient_funds",
-                Ask::Balance { .. } | Ask::History { .. } => said.status == 200,
-            };
-            claims.then(|| Claim {
+            let said = exchange.said()?;
+            let (mut lowest, mut highest) = self.versions(exchange.sent_at, exchange.ended_at);
+            match &exchange.ask {
+                Ask::Balance { .. } | Ask::History(_) if said.status == 200 => {}
+                Ask::Balance { .. } | Ask::History(_) => return None,
+                Ask::Change(change) => {
+                    let under_key = change.key.as_deref().and_then(|key| keys.get(key).copied());
+                    match (said.code.as_str(), under_key) {
+                        // From that version on the answer is that one again.
+                        ("insufficient_funds" | "approver_denied", Some(version)) => highest = highest.min(version - 1),
+                        ("insufficient_funds", None) => {}
+                        ("idempotency_key_reused", Some(version)) => lowest = lowest.max(version),
+                        _ => return None,
+                    }
+                }
+            }
+            Some(Claim {
                 exchange,
-                versions: self.versions(exchange.sent_at, exchange.ended_at),
+                said,
+                versions: (lowest, highest),
                 true_of: Vec::new(),
             })
         };
@@ -130,54 +155,75 @@ impl Known {
 /// An answer that is true of some versions.
 struct Claim<'a> {
     exchange: &'a Exchange,
-    /// Those of its time, the first and the last.
+    said: &'a Said,
+    /// Those that it may be true of, the first and the last; of its time, and for a refusal before what its key stands for.
     versions: (usize, usize),
     /// Those of them that it is true of.
     true_of: Vec<usize>,
 }
 
 impl Claim<'_> {
-    fn is_true_of(&self, timeline: &Timeline, user_id: &str) -> bool {
-        let Some(said) = &self.exchange.said else { return false };
-        let body = &said.body;
+    fn is_true_of(&self, timeline: &Timeline, history: &[Stored]) -> bool {
+        let body = &self.said.body;
         match &self.exchange.ask {
+            Ask::Change(_) if self.said.code != "insufficient_funds" => true,
             Ask::Change(change) => {
                 let found = timeline.first_negative(change.timestamp, change.change);
-                let said = (
-                    body["at"].as_str().map(micros),
-                    body["shortfall"].as_u64().map(i128::from),
-                );
+                let said = (moment(&body["at"]), body["shortfall"].as_u64().map(i128::from));
                 found.is_some_and(|(at, shortfall)| said == (Some(at), Some(shortfall)))
             }
-            Ask::Balance { at, .. } => {
-                let said = body["timestamp"].as_str().map(micros);
+            Ask::Balance { user, at } => {
                 let balance = body["balance"].as_i64().map(i128::from);
-                body["userId"] == user_id
-                    && said.is_some_and(|said| {
+                body["userId"] == *user
+                    && moment(&body["timestamp"]).is_some_and(|said| {
                         at.is_none_or(|at| at == said) && balance == Some(timeline.balance_at(said))
                     })
             }
-            Ask::History { limit, .. } => {
-                let Some(entries) = body["operations"].as_array() else {
-                    return false;
-                };
-                let mut expected = timeline.newest(*limit);
-                let all_there = entries.iter().all(|entry| {
-                    let said = (
-                        entry["timestamp"].as_str().map(micros),
-                        entry["seq"].as_i64(),
-                        entry["balanceChange"].as_i64(),
-                        entry["balance"].as_i64().map(i128::from),
-                    );
-                    let next = expected.next();
-                    next.is_some_and(|(at, seq, change, balance)| {
-                        said == (Some(at), Some(seq), Some(change), Some(balance))
-                    })
-                });
-                all_there && expected.next().is_none()
-            }
+            Ask::History(page) => is_page(body, page, timeline, history),
         }
     }
+
+    fn kind(&self) -> Kind {
+        match self.exchange.ask {
+            Ask::Change(_) if self.said.code == "insufficient_funds" => Kind::UnexplainedRefusal,
+            Ask::Change(_) => Kind::WrongAnswer,
+            Ask::Balance { .. } | Ask::History(_) => Kind::StaleRead,
+        }
+    }
+}
+
+fn is_page(body: &Value, page: &Page, timeline: &Timeline, history: &[Stored]) -> bool {
+    let Some(entries) = body["operations"].as_array() else {
+        return false;
+    };
+    let bounds = (page.from.unwrap_or(Micros::MIN), page.to);
+    let beyond = page.beyond.as_ref().map(|end| end.last);
+    // One more tells whether there is a next page.
+    let mut expected = timeline.page(bounds, page.ascending, beyond, page.limit + 1);
+    let has_next = expected.len() > page.limit;
+    expected.truncate(page.limit);
+    body["userId"] == *page.user
+        && body["nextCursor"].is_string() == has_next
+        && entries.len() == expected.len()
+        && entries
+            .iter()
+            .zip(expected)
+            .all(|(entry, expected)| is_entry(entry, expected, history))
+}
+
+fn is_entry(entry: &Value, (timestamp, seq, change, balance): (Micros, i64, i64, i128), history: &[Stored]) -> bool {
+    // A gap is told elsewhere.
+    let place = usize::try_from(seq - 1).ok();
+    let stored = place.and_then(|place| history.get(place));
+    moment(&entry["timestamp"]) == Some(timestamp)
+        && entry["seq"] == seq
+        && entry["balanceChange"] == change
+        && entry["balance"].as_i64().map(i128::from) == Some(balance)
+        && stored.is_some_and(|one| {
+            entry["operationId"] == *one.operation_id
+                && entry["context"] == *one.context
+                && entry["approved"] == one.approved
+        })
 }
 
 /// Goes through the versions, and notes of each claim which of them it is true of.
@@ -195,7 +241,7 @@ fn replay(history: &[Stored], claims: &mut [Claim<'_>], say: &mut impl FnMut(Kin
         open.retain(|index| {
             let claim = &mut claims[*index];
             let last = claim.versions.1;
-            if version <= last && claim.is_true_of(&timeline, claim.exchange.ask.user()) {
+            if version <= last && claim.is_true_of(&timeline, history) {
                 claim.true_of.push(version);
             }
             version < last
@@ -234,13 +280,9 @@ fn explained(mut claims: Vec<Claim<'_>>, say: &mut impl FnMut(Kind, String)) {
         let least = before.checked_sub(1).map_or(0, |last| seen[last].1);
         let version = claim.true_of.iter().copied().find(|version| *version >= least);
         if version.is_none() {
-            let kind = match claim.exchange.ask {
-                Ask::Change(_) => Kind::UnexplainedRefusal,
-                Ask::Balance { .. } | Ask::History { .. } => Kind::StaleRead,
-            };
             let (first, last) = claim.versions;
             say(
-                kind,
+                claim.kind(),
                 format!(
                     "true of none of the versions {} to {last}, but of {:?}: {:?}",
                     first.max(least),

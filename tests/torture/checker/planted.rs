@@ -1,23 +1,54 @@
 //! The checker is checked: a made-up run in which every promise is kept passes, and each kind of violation that is planted
 //! in it is found.
 
+mod few;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Kind, check, summary};
-use crate::evidence::{Ask, Change, Evidence, Exchange, Log, Said, Verdict};
-use crate::model::{Micros, Model, Random, Stored, StoredUser, micros, rfc3339};
+use super::{Kind, check, moment, summary};
+use crate::evidence::{Ask, Change, Ended, Evidence, Exchange, Log, Page, PageEnd, Said, Verdict};
+use crate::model::{Micros, Model, Random, Stored, StoredUser, rfc3339};
 
 const USERS: [&str; 2] = ["hot", "cold"];
 const THRESHOLD: u64 = 1_000;
+/// When the runs began on the clock, and how long an answer and a verdict may take.
+const BEGAN: Micros = 1_769_860_800_000_000;
+const LONGEST_ANSWER: Duration = Duration::from_secs(6);
+const LONGEST_VERDICT: Duration = Duration::from_secs(1);
 
 /// A service that keeps every promise, and clients whose requests overlap.
 struct Sound {
     random: Random,
     evidence: Evidence,
     models: [Model; 2],
+    /// A page that follows one that was read.
+    next_page: Option<Page>,
+}
+
+fn clock(at: Duration) -> Micros {
+    BEGAN + i64::try_from(at.as_micros()).unwrap()
+}
+
+fn nothing() -> Evidence {
+    Evidence {
+        threshold: THRESHOLD,
+        longest_answer: LONGEST_ANSWER,
+        longest_verdict: LONGEST_VERDICT,
+        ..Evidence::default()
+    }
+}
+
+fn exchange(ask: Ask, (sent_at, ended_at): (Duration, Duration), ended: Ended) -> Exchange {
+    Exchange {
+        ask,
+        sent_at,
+        sent_by_clock: clock(sent_at),
+        ended_at,
+        ended,
+    }
 }
 
 impl Sound {
@@ -26,16 +57,16 @@ impl Sound {
         let mut sound = Self {
             random: Random(seed),
             evidence: Evidence {
-                threshold: THRESHOLD,
                 logs: instances
                     .map(|name| Log {
                         instance: name.to_owned(),
                         ..Log::default()
                     })
                     .into(),
-                ..Evidence::default()
+                ..nothing()
             },
             models: Default::default(),
+            next_page: None,
         };
         for number in 0..200 {
             sound.step(number);
@@ -56,15 +87,18 @@ impl Sound {
             _ => 1,
         };
         for _ in 0..repeats {
-            let said = self.answer(user, &ask);
-            // Some answers are lost on their way; under a key the last one never is.
-            let lost = self.random.percent(10) && repeats == 1;
-            self.evidence.exchanges.push(Exchange {
-                ask: ask.clone(),
-                sent_at,
-                ended_at,
-                said: (!lost).then_some(said),
-            });
+            // Under a key the last one is always answered.
+            let fate = if repeats == 1 { self.random.next() % 100 } else { 99 };
+            let ended = match fate {
+                0..5 => Ended::NotReached,
+                5..15 => {
+                    self.answer(user, &ask, carried_out);
+                    Ended::Broken
+                }
+                _ => Ended::Answered(self.answer(user, &ask, carried_out)),
+            };
+            let exchange = exchange(ask.clone(), (sent_at, ended_at), ended);
+            self.evidence.exchanges.push(exchange);
         }
     }
 
@@ -76,15 +110,26 @@ impl Sound {
                 user,
                 at: random.percent(80).then(|| random.between(0, 100) * 1_000_000),
             },
-            2 => Ask::History {
-                user,
-                to: 1_000_000_000_000 + i64::try_from(number).unwrap(),
-                limit: 5,
-            },
+            2 => {
+                let first = Page {
+                    user,
+                    from: random.percent(30).then(|| random.between(0, 50) * 1_000_000),
+                    to: 1_000_000_000_000 + i64::try_from(number).unwrap(),
+                    ascending: random.percent(40),
+                    limit: 5,
+                    beyond: None,
+                };
+                let next = self.next_page.take().filter(|next| next.user == first.user);
+                Ask::History(Arc::new(next.unwrap_or(first)))
+            }
             _ => {
                 let is_big = random.percent(15);
                 let change = if is_big {
-                    2_000 + i64::try_from(number).unwrap()
+                    // Some like no other, some like others.
+                    match random.percent(50) {
+                        true => 2_000 + random.between(0, 3),
+                        false => 3_000 + i64::try_from(number).unwrap(),
+                    }
                 } else {
                     random.between(-500, 400)
                 };
@@ -99,30 +144,57 @@ impl Sound {
         }
     }
 
-    fn answer(&mut self, user: usize, ask: &Ask) -> Said {
+    fn answer(&mut self, user: usize, ask: &Ask, carried_out: Duration) -> Said {
         let log = usize::from(self.random.percent(50));
         let model = &mut self.models[user];
         let stored = self.evidence.stored.entry(USERS[user].to_owned()).or_default();
         let instance = self.evidence.logs[log].instance.clone();
-        let (said, moment) = match ask {
+        let (mut said, about) = match ask {
             Ask::Balance { at, .. } => {
-                let at = at.unwrap_or(70_000_000);
-                let balance = i64::try_from(model.balance_at(at)).unwrap();
+                let at = at.unwrap_or(clock(carried_out));
                 (
-                    good(json!({ "userId": USERS[user], "timestamp": rfc3339(at), "balance": balance })),
+                    balance(USERS[user], at, i64::try_from(model.balance_at(at)).unwrap()),
                     at,
                 )
             }
-            Ask::History { to, limit, .. } => (good(json!({ "operations": page(stored, *limit) })), *to),
+            Ask::History(page) => {
+                let said = page_answer(stored, page);
+                self.next_page = next_page(page, &said);
+                (said, page.to)
+            }
             Ask::Change(change) => {
-                let said = change_answer(change, model, stored, &mut self.evidence.verdicts, &instance);
+                let verdicts = &mut self.evidence.verdicts;
+                let said = change_answer(change, model, stored, (verdicts, carried_out), &instance);
                 (said, change.timestamp)
             }
         };
-        self.evidence.logs[log].lines.push(line(&instance, ask, &said, moment));
+        let mut line = line((&instance, carried_out), ask, &said, about);
+        if matches!(ask, Ask::Change(_)) && said.outcome() == "accepted" && self.random.percent(5) {
+            // The line came when the log could be written again.
+            said = problem(503, json!({ "code": "outcome_unknown" }));
+            line["recovered"] = true.into();
+        }
+        self.evidence.logs[log].lines.push(line);
         finish(stored);
         said
     }
+}
+
+fn balance(user: &str, at: Micros, balance: i64) -> Said {
+    good(json!({ "userId": user, "timestamp": rfc3339(at), "balance": balance }))
+}
+
+fn next_page(page: &Page, said: &Said) -> Option<Page> {
+    let last = said.body["operations"].as_array()?.last()?;
+    let end = PageEnd {
+        cursor: said.body["nextCursor"].as_str()?.to_owned(),
+        last: (moment(&last["timestamp"])?, last["seq"].as_i64()?),
+    };
+    Some(Page {
+        user: page.user.clone(),
+        beyond: Some(end),
+        ..*page
+    })
 }
 
 fn good(body: Value) -> Said {
@@ -154,7 +226,7 @@ fn change_answer(
     change: &Change,
     model: &mut Model,
     stored: &mut StoredUser,
-    verdicts: &mut Vec<Verdict>,
+    (verdicts, at): (&mut Vec<Verdict>, Duration),
     instance: &str,
 ) -> Said {
     let earlier = stored
@@ -174,6 +246,8 @@ fn change_answer(
             user: change.user.clone(),
             change: change.change,
             approved: verdict,
+            asked_at: at,
+            sent_at: at,
         });
         if !verdict {
             return problem(403, json!({ "code": "approver_denied" }));
@@ -201,28 +275,43 @@ fn change_answer(
     accepted(&change.user, stored.history.last().unwrap())
 }
 
-fn page(stored: &StoredUser, limit: usize) -> Vec<Value> {
+fn page_answer(stored: &StoredUser, page: &Page) -> Said {
     let mut order: Vec<&Stored> = stored.history.iter().collect();
     order.sort_by_key(|one| (one.timestamp, one.seq));
     let mut balance = 0;
     let mut entries = Vec::new();
     for one in order {
         balance += one.change;
-        entries.push(
-            json!({ "timestamp": rfc3339(one.timestamp), "seq": one.seq, "balanceChange": one.change,
-            "balance": balance }),
-        );
+        let entry = json!({ "operationId": one.operation_id, "timestamp": rfc3339(one.timestamp), "seq": one.seq,
+            "balanceChange": one.change, "balance": balance, "context": one.context, "approved": one.approved });
+        entries.push(((one.timestamp, one.seq), entry));
     }
-    entries.into_iter().rev().take(limit).collect()
+    if !page.ascending {
+        entries.reverse();
+    }
+    let last = page.beyond.as_ref().map(|end| end.last);
+    entries.retain(|(place, _)| {
+        page.from.is_none_or(|from| from <= place.0)
+            && last.is_none_or(|last| if page.ascending { last < *place } else { *place < last })
+    });
+    let more = entries.len() > page.limit;
+    let entries: Vec<Value> = entries.into_iter().take(page.limit).map(|(_, entry)| entry).collect();
+    let mut body = json!({ "userId": page.user, "operations": entries });
+    if more {
+        body["nextCursor"] = "next".into();
+    }
+    good(body)
 }
 
-fn line(instance: &str, ask: &Ask, said: &Said, moment: Micros) -> Value {
-    let mut line = json!({ "at": "2026-01-31T12:00:00.000001Z", "instance": instance, "outcome": said.outcome(),
-        "userId": ask.user(), "timestamp": rfc3339(moment) });
+fn line((instance, at): (&str, Duration), ask: &Ask, said: &Said, about: Micros) -> Value {
+    // With six digits in any case.
+    let at = format!("{}.{:06}Z", &rfc3339(clock(at))[..19], clock(at) % 1_000_000);
+    let mut line = json!({ "at": at, "instance": instance, "outcome": said.outcome(),
+        "userId": ask.user(), "timestamp": rfc3339(about) });
     line["operation"] = match ask {
         Ask::Change(_) => "changeBalance",
         Ask::Balance { .. } => "getBalance",
-        Ask::History { .. } => "getHistory",
+        Ask::History(_) => "getHistory",
     }
     .into();
     for name in ["balance", "operationId"] {
@@ -285,9 +374,19 @@ fn found(evidence: &Evidence, kind: Kind) {
     );
 }
 
+impl Exchange {
+    /// The answer, to be tampered with.
+    fn said_mut(&mut self) -> Option<&mut Said> {
+        match &mut self.ended {
+            Ended::Answered(said) => Some(said),
+            _ => None,
+        }
+    }
+}
+
 /// The first exchange that was answered so and does not concern a key.
 fn answered<'a>(evidence: &'a mut Evidence, code: &str) -> &'a mut Exchange {
-    let is_it = |exchange: &&mut Exchange| match (&exchange.ask, &exchange.said) {
+    let is_it = |exchange: &&mut Exchange| match (&exchange.ask, exchange.said()) {
         (Ask::Change(change), Some(said)) => said.code == code && change.key.is_none() && change.user == "hot",
         _ => false,
     };
@@ -342,10 +441,7 @@ fn a_doubled_change_is_found() {
 #[test]
 fn a_change_answered_as_new_twice_is_found() {
     let mut evidence = sound();
-    let replayed = evidence
-        .exchanges
-        .iter_mut()
-        .filter_map(|exchange| exchange.said.as_mut());
+    let replayed = evidence.exchanges.iter_mut().filter_map(Exchange::said_mut);
     replayed
         .filter(|said| said.replayed)
         .for_each(|said| said.replayed = false);
@@ -360,7 +456,7 @@ fn a_refused_change_that_is_stored_is_found() {
         (503, "too_many_conflicts"),
     ] {
         let mut evidence = sound();
-        answered(&mut evidence, "").said = Some(problem(status, json!({ "code": code })));
+        answered(&mut evidence, "").ended = Ended::Answered(problem(status, json!({ "code": code })));
         found(&evidence, Kind::RefusedYetStored);
         found(&evidence, Kind::MissingLine);
     }
@@ -429,8 +525,8 @@ fn a_stale_read_is_found() {
     // Before the run's last second nothing was deposited, says the last read.
     let reads = evidence.exchanges.iter_mut().rev();
     let mut reads = reads.filter(|one| matches!(one.ask, Ask::Balance { .. }) && one.ask.user() == "hot");
-    let read = reads.find(|one| one.said.as_ref().is_some_and(|said| said.body["balance"] != 0));
-    read.unwrap().said.as_mut().unwrap().body["balance"] = 0.into();
+    let read = reads.find(|one| one.said().is_some_and(|said| said.body["balance"] != 0));
+    read.unwrap().said_mut().unwrap().body["balance"] = 0.into();
     found(&evidence, Kind::StaleRead);
 }
 
@@ -444,30 +540,20 @@ fn a_read_that_sees_less_than_an_earlier_one_is_found() {
         timestamp: 1_000_000,
         key: None,
     });
-    let read = |at, balance: i64| Exchange {
-        ask: Ask::Balance {
+    let read = |at, found: i64| {
+        let ask = Ask::Balance {
             user: "hot".to_owned(),
             at: Some(2_000_000),
-        },
-        sent_at: second(at),
-        ended_at: second(at + 1),
-        said: Some(good(
-            json!({ "userId": "hot", "timestamp": rfc3339(2_000_000), "balance": balance }),
-        )),
+        };
+        let said = balance("hot", 2_000_000, found);
+        exchange(ask, (second(at), second(at + 1)), Ended::Answered(said))
     };
-    let mut evidence = Evidence {
-        threshold: THRESHOLD,
-        ..Evidence::default()
-    };
+    let mut evidence = nothing();
     let stored = evidence.stored.entry("hot".to_owned()).or_default();
-    change_answer(&deposit, &mut Model::default(), stored, &mut Vec::new(), "one");
+    let verdicts = (&mut Vec::new(), second(0));
+    change_answer(&deposit, &mut Model::default(), stored, verdicts, "one");
     // The deposit is under way all the time: alone, each read is true.
-    let change = Exchange {
-        ask: Ask::Change(deposit),
-        sent_at: second(0),
-        ended_at: second(9),
-        said: None,
-    };
+    let change = exchange(Ask::Change(deposit), (second(0), second(9)), Ended::Broken);
     evidence.exchanges = vec![change, read(1, 0), read(3, 5)];
     let is_stale = |evidence: &Evidence| {
         check(evidence)
@@ -485,8 +571,8 @@ fn a_page_that_leaves_out_an_operation_is_found() {
     let pages = evidence
         .exchanges
         .iter_mut()
-        .filter(|one| matches!(one.ask, Ask::History { .. }));
-    let mut entries = pages.filter_map(|one| one.said.as_mut()?.body["operations"].as_array_mut());
+        .filter(|one| matches!(one.ask, Ask::History(_)));
+    let mut entries = pages.filter_map(|one| one.said_mut()?.body["operations"].as_array_mut());
     entries.find(|entries| entries.len() == 5).unwrap().remove(2);
     found(&evidence, Kind::StaleRead);
 }
@@ -495,14 +581,10 @@ fn a_page_that_leaves_out_an_operation_is_found() {
 fn a_refusal_that_was_never_true_is_found() {
     for field in ["shortfall", "at"] {
         let mut evidence = sound();
-        let body = &mut answered(&mut evidence, "insufficient_funds")
-            .said
-            .as_mut()
-            .unwrap()
-            .body;
+        let body = &mut answered(&mut evidence, "insufficient_funds").said_mut().unwrap().body;
         body[field] = match field {
             "shortfall" => (body["shortfall"].as_u64().unwrap() + 1).into(),
-            _ => rfc3339(micros(body["at"].as_str().unwrap()) + 1).into(),
+            _ => rfc3339(moment(&body["at"]).unwrap() + 1).into(),
         };
         found(&evidence, Kind::UnexplainedRefusal);
     }
@@ -512,7 +594,7 @@ fn a_refusal_that_was_never_true_is_found() {
 fn an_answer_that_differs_from_what_is_stored_is_found() {
     for field in ["balance", "operationId"] {
         let mut evidence = sound();
-        answered(&mut evidence, "").said.as_mut().unwrap().body[field] = 7.into();
+        answered(&mut evidence, "").said_mut().unwrap().body[field] = 7.into();
         found(&evidence, Kind::WrongAnswer);
         found(&evidence, Kind::MissingLine);
     }
@@ -523,7 +605,7 @@ fn a_keyed_change_without_a_final_answer_is_found() {
     let mut evidence = sound();
     for exchange in &mut evidence.exchanges {
         if matches!(&exchange.ask, Ask::Change(change) if change.key.is_some()) {
-            exchange.said = None;
+            exchange.ended = Ended::Broken;
         }
     }
     found(&evidence, Kind::Unsettled);

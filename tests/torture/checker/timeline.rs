@@ -2,6 +2,7 @@
 //! in 128 bits.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use crate::model::{Micros, Stored};
 
@@ -108,18 +109,46 @@ impl Timeline {
         })
     }
 
-    /// The last operations of the timeline, the last one first: timestamp, version, change, and the balance after it.
-    pub fn newest(&self, limit: usize) -> impl Iterator<Item = (Micros, i64, i64, i128)> + '_ {
-        let mut after = self.nodes.get(1).map_or(0, |root| root.sum);
-        self.accepted
-            .iter()
-            .rev()
-            .take(limit)
-            .map(move |((timestamp, seq), change)| {
-                let balance = after;
-                after -= i128::from(*change);
-                (*timestamp, *seq, *change, balance)
-            })
+    /// Operations between two moments, in the order of the timeline or against it, beyond one of them: timestamp, version,
+    /// change, and the balance after it.
+    pub fn page(
+        &self,
+        (from, to): (Micros, Micros),
+        ascending: bool,
+        beyond: Option<(Micros, i64)>,
+        limit: usize,
+    ) -> Vec<(Micros, i64, i64, i128)> {
+        if from > to || beyond.is_some_and(|(timestamp, _)| timestamp < from || timestamp > to) {
+            return Vec::new();
+        }
+        let mut bounds = (Bound::Included((from, i64::MIN)), Bound::Included((to, i64::MAX)));
+        match beyond {
+            Some(place) if ascending => bounds.0 = Bound::Excluded(place),
+            Some(place) => bounds.1 = Bound::Excluded(place),
+            None => {}
+        }
+        let range = self.accepted.range(bounds).map(|(place, change)| (*place, *change));
+        let operations: Vec<_> = match ascending {
+            true => range.take(limit).collect(),
+            false => range.rev().take(limit).collect(),
+        };
+        let Some((first, _)) = operations.first() else {
+            return Vec::new();
+        };
+        let (after_first, last) = (Bound::Excluded(*first), Bound::Included((first.0, i64::MAX)));
+        let of_its_moment = self.accepted.range((after_first, last));
+        let later: i128 = of_its_moment.map(|(_, change)| i128::from(*change)).sum();
+        let mut balance = self.balance_at(first.0) - later;
+        let mut before: Option<i64> = None;
+        let with_balance = operations.iter().map(|((timestamp, seq), change)| {
+            match before.replace(*change) {
+                Some(_) if ascending => balance += i128::from(*change),
+                Some(later) => balance -= i128::from(later),
+                None => {}
+            }
+            (*timestamp, *seq, *change, balance)
+        });
+        with_balance.collect()
     }
 }
 
@@ -160,9 +189,36 @@ mod tests {
                         );
                     }
                 }
-                let newest = timeline.newest(usize::MAX).next().unwrap();
-                assert_eq!(newest.3, model.balance_at(Micros::MAX));
+                the_pages_say_so(&timeline, &history[..usize::try_from(one.seq).unwrap()], &mut random);
             }
+        }
+    }
+
+    fn the_pages_say_so(timeline: &Timeline, history: &[Stored], random: &mut Random) {
+        let mut all: Vec<_> = history.iter().map(|one| (one.timestamp, one.seq, one.change)).collect();
+        all.sort_unstable();
+        let mut balance = 0;
+        let mut all: Vec<_> = all
+            .into_iter()
+            .map(|(timestamp, seq, change)| {
+                balance += i128::from(change);
+                (timestamp, seq, change, balance)
+            })
+            .collect();
+        let (from, to, limit) = (random.between(0, 13), random.between(13, 26), 3);
+        all.retain(|(timestamp, ..)| (from..=to).contains(timestamp));
+        for ascending in [true, false] {
+            let (mut pages, mut beyond) = (Vec::new(), None);
+            loop {
+                let page = timeline.page((from, to), ascending, beyond, limit);
+                beyond = page.last().map(|(timestamp, seq, ..)| (*timestamp, *seq));
+                pages.extend(page.iter().copied());
+                if page.len() < limit {
+                    break;
+                }
+            }
+            assert_eq!(pages, all);
+            all.reverse();
         }
     }
 }
