@@ -48,7 +48,7 @@ pub enum Kind {
     ForgedChange,
     /// A big change is stored that the Approver has not approved, or the Approver's denial was made up.
     Unapproved,
-    /// An answer does not agree with what is stored.
+    /// An answer does not agree with what is stored, or is none that the operation has.
     WrongAnswer,
     /// An answer came later than any may.
     Late,
@@ -66,10 +66,12 @@ pub enum Kind {
     /// A refusal is true of no version of its time.
     UnexplainedRefusal,
     MissingLine,
+    /// A line is nobody's: its request has one already, or was never sent.
     DoubledLine,
-    /// A line says what was not answered or is not stored.
+    /// A line says what is not stored, or not what was asked.
     ForgedLine,
-    /// More lines are torn than replicas were killed, or a line lacks a field.
+    /// More lines are torn than replicas were killed, or a line lacks a field, says when in another form, or is marked as
+    /// recovered though it is of nothing that can be.
     UnreadableLine,
 }
 

@@ -152,6 +152,18 @@ fn a_repeat_that_is_refused_after_its_change_was_stored_is_found() {
 }
 
 #[test]
+fn a_read_of_what_was_refused_until_then_is_found() {
+    let withdrawal = change("withdrawal", -5, Some("key"));
+    let early = balance("hot", 2_000_000, 0);
+    let run = few().send(&withdrawal).send(&change("deposit", 5, None));
+    let run = run.send_to_be_told(&read(Some(2_000_000)), early).send(&withdrawal);
+    found(&run.evidence, Kind::StaleRead);
+    // Had the first answer been lost, it might have been stored by then.
+    let violations = check(&run.ended(0, Ended::Broken));
+    assert!(violations.iter().all(|violation| violation.kind != Kind::StaleRead));
+}
+
+#[test]
 fn a_refusal_before_its_change_was_stored_is_fine() {
     let withdrawal = change("withdrawal", -5, Some("key"));
     let run = few().send(&withdrawal).send(&change("deposit", 5, None));
@@ -222,15 +234,30 @@ fn an_approval_that_is_used_twice_is_found() {
             Kind::Unapproved,
         );
     }
-    // Nor does it help that there are as many, if both were under way at the same time and one was not asked for.
+    // Nor is one enough that was given while both were under way; or two of which one came before either.
     let together = run.but(|evidence| {
         for exchange in &mut evidence.exchanges {
             exchange.ended_at = Duration::from_secs(2);
         }
-        evidence.verdicts[1].asked_at = Duration::from_secs(3);
-        evidence.verdicts[1].sent_at = Duration::from_secs(3);
     });
-    found(&together, Kind::Unapproved);
+    assert!(check(&together).is_empty(), "{}", summary(&check(&together)));
+    let mut one = together.clone();
+    one.verdicts.remove(0);
+    found(&one, Kind::Unapproved);
+    let mut early = together;
+    early.exchanges[0].sent_at = Duration::from_millis(600);
+    found(&early, Kind::Unapproved);
+}
+
+#[test]
+fn an_approval_that_comes_when_nothing_of_its_change_can_be_under_way_is_found() {
+    let run = few().send(&change("deposit", 2_001, None));
+    let lost = run.ended(0, Ended::Broken);
+    assert!(check(&lost).is_empty());
+    let mut late = lost;
+    late.verdicts[0].asked_at = LONGEST_ANSWER;
+    late.verdicts[0].sent_at = LONGEST_ANSWER + Duration::from_millis(1);
+    found(&late, Kind::Unapproved);
 }
 
 #[test]
@@ -255,10 +282,39 @@ fn an_approval_that_was_not_given_during_its_change_is_found() {
 }
 
 #[test]
+fn an_approval_that_comes_after_its_change_was_answered_to_another_request_is_found() {
+    let deposit = change("deposit", 2_001, Some("key"));
+    let run = few().send(&deposit).send(&deposit);
+    // The first answer was lost; the repeat tells that it was stored.
+    let lost = run.ended(0, Ended::Broken);
+    assert!(check(&lost).is_empty());
+    for at in [2, 7] {
+        let mut late = lost.clone();
+        late.verdicts[0].asked_at = Duration::from_secs(at);
+        late.verdicts[0].sent_at = Duration::from_secs(at);
+        found(&late, Kind::Unapproved);
+    }
+}
+
+#[test]
+fn a_line_that_stores_what_was_answered_with_a_failing_log_is_found() {
+    let run = few().send(&change("deposit", 5, None)).send(&read(None)).sound();
+    let failing = || Ended::Answered(coded(503, "operations_log_unavailable"));
+    assert!(check(&run.ended(1, failing())).is_empty());
+    found(&run.ended(0, failing()), Kind::DoubledLine);
+}
+
+#[test]
 fn a_denial_that_is_used_twice_is_found() {
     let denied = |context| change(context, 2_002, None);
     let run = few().send(&denied("first")).send(&denied("second")).sound();
-    found(&run.but(|evidence| drop(evidence.verdicts.pop())), Kind::Unapproved);
+    let together = run.but(|evidence| {
+        for exchange in &mut evidence.exchanges {
+            exchange.ended_at = Duration::from_secs(2);
+        }
+        evidence.verdicts.remove(0);
+    });
+    found(&together, Kind::Unapproved);
 }
 
 #[test]
@@ -270,6 +326,9 @@ fn an_answer_before_its_line_is_found() {
     let mut unknown = recovered;
     unknown.exchanges[0].ended = Ended::Answered(coded(503, "outcome_unknown"));
     assert!(check(&unknown).is_empty());
+    let mut another = unknown.clone();
+    another.logs[0].lines[0]["recovered"] = Value::Null;
+    found(&another, Kind::MissingLine);
     unknown.logs[0].lines[0]["recovered"] = 1.into();
     found(&unknown, Kind::UnreadableLine);
 }
@@ -414,6 +473,8 @@ fn pages_that_skip_repeat_or_end_too_early_are_found() {
         });
         found(&other, Kind::StaleRead);
     }
+    let anothers = run.but(|evidence| evidence.exchanges[3].said_mut().unwrap().body["userId"] = "cold".into());
+    found(&anothers, Kind::StaleRead);
     let ended = run.but(|evidence| {
         let body = &mut evidence.exchanges[3].said_mut().unwrap().body;
         body.as_object_mut().unwrap().remove("nextCursor");
