@@ -64,9 +64,10 @@ impl<S: Storage> Appender<S> {
         self.must_open = true;
         let opened = self.storage.open(Some(&self.file));
         let opened = opened.map_err(|error| LogFailure::open(&error))?;
-        // Opening a stream again leads to the same stream, and to the same fragment at its end.
-        let is_stream = matches!(opened.file.condition(), Ok(Condition::Stream));
-        self.torn = opened.torn || is_stream && self.torn;
+        // Opening a stream again leads to the same stream, and to the same fragment at its end. A fragment that is closed
+        // without need is an empty line.
+        let may_be_stream = matches!(opened.file.condition(), Ok(Condition::Stream) | Err(_));
+        self.torn = opened.torn || may_be_stream && self.torn;
         self.file = Arc::new(opened.file);
         self.must_open = false;
         Ok(())

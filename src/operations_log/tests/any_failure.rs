@@ -467,3 +467,20 @@ async fn a_line_that_lacks_only_its_line_break_on_a_pipe_is_not_written_twice() 
     let all_once = HashMap::from([(1, (1, 0)), (98, (1, 0)), (3, (1, 0))]);
     assert_eq!(lines_told(&disk.text(false)), all_once);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_fragment_on_a_pipe_is_closed_even_if_nothing_can_be_learnt_of_the_pipe_when_it_is_opened_anew() {
+    let disk = Disk::with_stream();
+    let log = disk.log(SyncPolicy::EverySecond, "replica-1");
+    disk.state().room = Some(1);
+    assert_eq!(write(&log, 1, true).await, Err(LogUnavailable::Failing));
+    disk.state().condition_fails = true;
+    log.reopen();
+    sleep(Duration::from_millis(300)).await;
+    disk.mend();
+    sleep(Duration::from_millis(300)).await;
+    write(&log, 2, true).await.unwrap();
+    let text = disk.text(false);
+    let lines: Vec<_> = text.lines().map(told).collect();
+    assert_eq!(lines, [None, Some((1, true)), Some((2, false))]);
+}
