@@ -194,6 +194,7 @@ async fn an_answer_that_is_taken_slowly_but_steadily_is_not_given_up() {
     let world = World::with(|options| options.set("CLIENT_TIMEOUT_MS", "500")).await;
     fill_history(&world).await;
     let mut stream = ask_for_page(&world).await;
+    stream.readable().await.unwrap();
     let mut pace = interval(Duration::from_millis(50));
     let mut chunk = vec![0; 2_048];
     // Four times as long as a client may take nothing.
