@@ -328,6 +328,8 @@ impl Search {
         for _ in changes {
             slots.push(slot(service, deadline).await?);
         }
+        // There are slots, so there is room again, if there was none before.
+        self.write_mark().await;
         let mut lines = Lines::now();
         for (slot, change) in slots.into_iter().zip(changes) {
             lines.push_recovered(slot, &record(change));
