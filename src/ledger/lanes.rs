@@ -29,9 +29,6 @@ const REACH: Reach = Reach::Checkpoints(64);
 /// A batch that takes longer goes on by itself, so that what it waits for, such as a row that somebody else has locked,
 /// holds up its own users only. Far above what a batch takes, on a distant PostgreSQL too.
 const APART_AFTER: Duration = Duration::from_secs(1);
-/// The most batches of a lane that go on by themselves, each with a connection to PostgreSQL; where all are slow, more at
-/// once would be no faster.
-const MOST_APART: usize = 2;
 
 /// The ways into the store.
 pub(super) struct Lanes(Vec<Entrance>);
@@ -50,7 +47,7 @@ struct Lane<S> {
     back: mpsc::WeakSender<Pending>,
     /// The most users of one statement.
     batch_users: usize,
-    /// For batches that go on by themselves.
+    /// For batches of all lanes that go on by themselves: where all are slow, more at once would be no faster.
     apart: Arc<Semaphore>,
 }
 
@@ -63,7 +60,12 @@ struct Arrivals {
 
 impl Lanes {
     /// Starts the tasks; they end when this is dropped.
-    pub(super) fn start<S: LedgerStore>(recorder: &Arc<Recorder<S>>, config: LedgerConfig) -> Self {
+    pub(super) fn start<S: LedgerStore>(
+        recorder: &Arc<Recorder<S>>,
+        config: LedgerConfig,
+        batches_apart: usize,
+    ) -> Self {
+        let apart = Arc::new(Semaphore::new(batches_apart));
         let lanes = (0..config.commit_lanes).map(|_| {
             // Each change holds one of the places of operations under way, so the queue is never full.
             let (arrivals, arrived) = mpsc::channel(config.operations_in_flight);
@@ -72,7 +74,7 @@ impl Lanes {
                 turns: Turns::default(),
                 back: arrivals.downgrade(),
                 batch_users: config.commit_batch_users,
-                apart: Arc::new(Semaphore::new(MOST_APART)),
+                apart: Arc::clone(&apart),
             };
             let arrived = Arrivals {
                 queue: arrived,

@@ -38,7 +38,7 @@ use crate::config::LedgerConfig;
 use crate::domain::{Entry, IdempotencyKey, Operation, OperationId, Timeline, Timestamp, UserId};
 use crate::metrics::Metrics;
 use crate::operations_log::{OperationsLog, Slot};
-use crate::store::{EarlierOperation, Group, LedgerStore, Reach, Store, repeat_read};
+use crate::store::{EarlierOperation, Group, LedgerStore, Reach, Store, StoreError, repeat_read};
 use attempt::Recorder;
 use balances::Balances;
 use lanes::Lanes;
@@ -101,17 +101,19 @@ pub struct Ledger<S = Store> {
 }
 
 impl<S: LedgerStore> Ledger<S> {
-    /// A ledger on this store; `instance` is kept with every operation. Must be called within the runtime.
+    /// A ledger on this store; `instance` is kept with every operation. At most `batches_apart` batches that are held up
+    /// go on beside those under way, each with a connection. Must be called within the runtime.
     pub fn new(
         store: Arc<S>,
         log: OperationsLog,
         metrics: Arc<Metrics>,
         instance: String,
         config: LedgerConfig,
+        batches_apart: usize,
     ) -> Self {
         let recorder = Recorder::new(Arc::clone(&store), Arc::clone(&metrics), instance);
         Self {
-            lanes: Lanes::start(&Arc::new(recorder), config),
+            lanes: Lanes::start(&Arc::new(recorder), config, batches_apart),
             balances: Balances::start(&store, &metrics, config),
             store,
             log,
@@ -137,8 +139,8 @@ impl<S: LedgerStore> Ledger<S> {
         self.balances.ask(user_id, at, place).await
     }
 
-    /// Tells at once what is known of a change from one reading: `Ok(())` if it would be accepted now. Nothing is stored
-    /// and no line is written.
+    /// Tells at once what is known of a change from one reading: `Ok(())` if it would be accepted now, or if nothing is
+    /// known because all connections are busy. Nothing is stored and no line is written.
     ///
     /// # Errors
     ///
@@ -146,7 +148,12 @@ impl<S: LedgerStore> Ledger<S> {
     pub async fn foresee(&self, proposal: &Proposal, deadline: Instant) -> Result<(), Answer> {
         let group = [Group::of(&proposal.operation, proposal.idempotency_key.as_ref())];
         let read = repeat_read(deadline, || self.store.states(&group, Reach::Unlimited, deadline)).await;
-        let states = read.map_err(|error| Err(Unavailable::from(error).into()))?;
+        let states = match read {
+            Ok(states) => states,
+            // A look ahead spares work when there is room for it. Whether a key is known must be found out, though.
+            Err(StoreError::Busy) if proposal.idempotency_key.is_none() => return Ok(()),
+            Err(error) => return Err(Err(Unavailable::from(error).into())),
+        };
         let Some(mut state) = states.into_iter().next() else {
             return Err(Err(Unavailable::Internal.into()));
         };

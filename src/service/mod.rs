@@ -121,8 +121,9 @@ impl Service {
     ) -> Self {
         let under_way = Arc::new(Semaphore::new(config.operations_in_flight));
         let store = Arc::new(store);
+        let connections = store.most_connections();
         let pages = Pages {
-            at_work: Semaphore::new((store.most_connections() / 2).max(1)),
+            at_work: Semaphore::new((connections / 2).max(1)),
             backlog: Backlog::new(ledger.longest_wait),
         };
         Self {
@@ -132,6 +133,8 @@ impl Service {
                 Arc::clone(&metrics),
                 config.instance.clone(),
                 ledger,
+                // All else needs connections too.
+                connections / 4,
             ),
             store,
             approver,

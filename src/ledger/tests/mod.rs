@@ -71,6 +71,7 @@ impl Replica {
             Arc::clone(&METRICS),
             instance,
             schedule.config,
+            schedule.batches_apart,
         );
         Self {
             ledger,
@@ -95,9 +96,11 @@ impl Replica {
         match &ask.what {
             What::Change(proposal) => {
                 if let Some(verdict_takes) = ask.verdict_takes {
+                    // The Approver is asked meanwhile.
+                    let verdict_at = Instant::now() + verdict_takes;
                     let foreseeing = AssertUnwindSafe(self.ledger.foresee(proposal, deadline)).catch_unwind();
                     match foreseeing.await {
-                        Ok(Ok(())) => sleep(verdict_takes).await,
+                        Ok(Ok(())) => sleep_until(verdict_at).await,
                         Ok(Err(answer)) => return Given::Foreseen(answer),
                         Err(_) => return Given::Change(self.ledger.panicked(&proposal.operation).await),
                     }

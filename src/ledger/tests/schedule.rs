@@ -66,6 +66,7 @@ pub(super) struct Schedule {
     pub(super) asks: Vec<Ask>,
     pub(super) timeout: Duration,
     pub(super) config: LedgerConfig,
+    pub(super) batches_apart: usize,
     pub(super) sync: SyncPolicy,
     pub(super) faults: Faults,
     pub(super) layout: Layout,
@@ -149,6 +150,7 @@ impl Schedule {
             read_statements: one_of(&[1, 2]),
             longest_wait: Duration::from_secs(2),
         };
+        let batches_apart = one_of(&[0, 1, 4]);
         let layout = Layout {
             segment_moments: one_of(&[1, 2, 3, 100]),
             near: one_of(&[0, 1, 2, 100]),
@@ -168,6 +170,7 @@ impl Schedule {
             asks: Vec::new(),
             timeout,
             config,
+            batches_apart,
             sync: [SyncPolicy::Always, SyncPolicy::Never][random.random_range(0..2)],
             faults: faults(course, &mut random),
             layout,
