@@ -203,7 +203,7 @@ pub struct Cluster {
     options: PostgresOptions,
     database: Database,
     balancer: Option<(Child, String)>,
-    #[allow(dead_code, reason = "removed with the cluster")]
+    /// Removed with the cluster.
     scratch: Scratch,
 }
 
@@ -246,7 +246,7 @@ impl Cluster {
             sites.push(site);
         }
         let mut cluster = Self {
-            balancer: start_balancer(&sites, free_address(random)),
+            balancer: start_balancer(&sites, free_address(random), &balancer_log(&scratch)),
             sites,
             approver,
             postgres: Some(postgres),
@@ -276,7 +276,10 @@ impl Cluster {
         match &mut self.balancer {
             Some((child, _)) => match child.try_wait() {
                 Ok(None) => Ok(()),
-                ended => Err(format!("HAProxy has ended: {ended:?}")),
+                ended => {
+                    let said = fs::read_to_string(balancer_log(&self.scratch)).unwrap_or_default();
+                    Err(format!("HAProxy has ended: {ended:?}: {said}"))
+                }
             },
             None => Ok(()),
         }
@@ -295,7 +298,9 @@ impl Cluster {
                 sleep(Duration::from_millis(20)).await;
             }
         });
-        reached.await.expect("HAProxy finds a replica");
+        if reached.await.is_err() {
+            panic!("HAProxy finds no replica: {:?}", self.balancer_lives());
+        }
     }
 
     /// A connection past the proxies.
@@ -395,8 +400,12 @@ fn free_address(random: &mut Random) -> String {
     }
 }
 
+fn balancer_log(scratch: &Scratch) -> PathBuf {
+    scratch.0.join("haproxy.log")
+}
+
 /// HAProxy with the configuration that is under `env/`; nothing where it is not installed.
-fn start_balancer(sites: &[Site], address: String) -> Option<(Child, String)> {
+fn start_balancer(sites: &[Site], address: String, log: &Path) -> Option<(Child, String)> {
     let configuration = Path::new(env!("CARGO_MANIFEST_DIR")).join("env/haproxy.cfg");
     // Debian's is in a directory that is not in every user's path.
     ["haproxy", "/usr/sbin/haproxy"].into_iter().find_map(|program| {
@@ -405,7 +414,8 @@ fn start_balancer(sites: &[Site], address: String) -> Option<(Child, String)> {
         for (number, site) in (1..).zip(sites) {
             command.env(format!("REPLICA_{number}"), &site.address);
         }
-        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let log = fs::File::create(log).unwrap();
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let child = command.kill_on_drop(true).spawn().ok()?;
         Some((child, format!("http://{address}")))
     })

@@ -35,7 +35,7 @@ use support::model::{self, Random, StoredUser, users_stored};
 use tokio::process::Command;
 use workload::{Recorder, THRESHOLD, Workload};
 
-const SHORT_RUN: Duration = Duration::from_secs(45);
+const SHORT_RUN: Duration = Duration::from_secs(35);
 const ROUND_SECONDS: u64 = 180;
 const CLIENTS: usize = 24;
 /// The first good answer comes within this time after a fault is over.
