@@ -185,8 +185,8 @@ async fn the_very_first_change_of_an_empty_log_is_recovered() {
 }
 
 #[tokio::test]
-async fn several_hundred_changes_at_once_are_recovered() {
-    const CHANGES: i64 = 400;
+async fn hundreds_of_changes_at_once_are_recovered() {
+    const CHANGES: i64 = 200;
     let instance = Instance::new().await;
     let replica = instance.options().set("DATABASE_CONNECTIONS", "2").start().await;
     let client = ServiceClient::new(&replica.url);
@@ -229,7 +229,7 @@ async fn several_hundred_changes_at_once_are_recovered() {
     instance.kill(replica).await;
     let answered = sent.join_all().await.into_iter().filter(Result::is_ok).count();
     let lost = usize::try_from(CHANGES).unwrap() - answered;
-    assert!(lost > 100, "{lost}");
+    assert!(lost > 50, "{lost}");
     assert_eq!(instance.lines().len(), 100 + answered);
 
     let (mut replica, client) = instance.start().await;
