@@ -95,11 +95,17 @@ impl Connection {
 
     fn sent(&mut self, bytes: &[u8]) {
         self.is_stalled = false;
-        // To go on is no answer.
-        if !bytes.starts_with(b"HTTP/1.1 100") {
-            self.phase.answered();
-            self.end_in(self.times.idle);
+        // To go on is no answer, unless one follows at once.
+        if bytes == b"HTTP/1.1 100 Continue\r\n\r\n" {
+            return;
         }
+        self.phase.answered();
+        let time = match self.phase {
+            // The next request may have come already.
+            Phase::Between { is_clear: false } => self.times.idle.max(self.times.request),
+            Phase::Between { is_clear: true } | Phase::Head(_) | Phase::Request { .. } => self.times.idle,
+        };
+        self.end_in(time);
     }
 
     /// Ready when the connection's time is over.

@@ -212,11 +212,12 @@ impl<S: Storage> Appender<S> {
             (Some(base), Ok(Condition::Regular { length_bytes })) => {
                 let end = base + keep as u64;
                 // Shorter: someone else emptied the file meanwhile. It must not be made longer, that would fill it
-                // with zeros.
-                if length_bytes > end {
-                    self.file.truncate(end)
-                } else {
-                    Ok(())
+                // with zeros; and where what was written begins in it is not known.
+                let is_shorter = length_bytes < base + written as u64;
+                match length_bytes > end {
+                    true => self.file.truncate(end),
+                    false if is_shorter && written > keep && length_bytes > 0 => Err(Errno::ESPIPE.into()),
+                    false => Ok(()),
                 }
             }
             (_, Err(error)) => Err(error),

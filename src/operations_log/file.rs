@@ -107,8 +107,8 @@ pub(super) trait LogFile: Send + Sync + 'static {
 /// Where log files are opened; each call gives the file that is at the configured place now.
 pub(super) trait Storage: Send + Sync + 'static {
     type File: LogFile;
-    /// Never waits for a lock. `current` is what is open already: if that is the file, its lock goes over to what is
-    /// returned.
+    /// Never waits for a lock. `current` is what is open already, and is not written to any more: if that is the file, its
+    /// lock goes over to what is returned.
     fn open(&self, current: Option<&Self::File>) -> Result<Opened<Self::File>, OpenError>;
 }
 
@@ -164,15 +164,21 @@ impl PathStorage {
         let give_up_at = Instant::now() + patience;
         for _ in 0..OPENINGS {
             let (opened, is_new) = self.open_for_appending().map_err(|source| self.not_opened(source))?;
-            let opened = match current.filter(|current| current.is_same_as(&opened)) {
-                // A lock belongs to what was opened: another opening of the same file would wait for ourselves.
-                Some(current) => current.duplicate().map_err(|source| self.not_opened(source))?,
-                None => opened,
-            };
+            if let Some(current) = current.filter(|current| current.is_same_as(&opened)) {
+                // A lock belongs to what was opened: this opening of the same file would wait for ourselves. What was
+                // opened before may be broken for good, so it is not used on. Should another process take the lock in
+                // between, nothing is written until it is free.
+                if let Err(error) = current.file.unlock() {
+                    tracing::debug!(%error, "the operations log opened before keeps its lock");
+                }
+            }
             if !opened.is_regular {
                 return Ok((opened, is_new));
             }
             self.lock(&opened.file, give_up_at)?;
+            // Whoever held the lock may have written to a file that was new a moment ago.
+            let metadata = opened.file.metadata().map_err(|source| self.not_opened(source))?;
+            let is_new = is_new && metadata.len() == 0;
             // Whoever held the lock may have been told meanwhile that the file was rotated: it has let go of it only when
             // it had the new one.
             if fs::metadata(&self.path).is_ok_and(|now| identity(&now) == opened.identity) {
@@ -310,14 +316,6 @@ impl RealFile {
     fn is_same_as(&self, other: &Self) -> bool {
         self.is_regular && other.is_regular && self.identity == other.identity
     }
-
-    /// The same opening once more, with its lock.
-    fn duplicate(&self) -> io::Result<Self> {
-        Ok(Self {
-            file: self.file.try_clone()?,
-            ..*self
-        })
-    }
 }
 
 impl LogFile for RealFile {
@@ -357,5 +355,36 @@ impl LogFile for RealFile {
             }
             result => result,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::super::tests::real_files::Directory;
+    use super::*;
+
+    /// Where the next byte would be read or written by this opening of a file; each opening has a place of its own.
+    fn position(file: &RealFile) -> u64 {
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.file.as_raw_fd())).unwrap();
+        let position = info.lines().find_map(|line| line.strip_prefix("pos:")).unwrap();
+        position.trim().parse().unwrap()
+    }
+
+    #[test]
+    fn a_file_that_is_opened_anew_is_not_the_old_opening_again_and_keeps_its_lock() {
+        let directory = Directory::new();
+        let storage = PathStorage::new(directory.log());
+        let first = storage.open_first().unwrap().file;
+        first.append(b"line\n").unwrap();
+        assert_eq!(position(&first), 5);
+        // The first one may be broken for good, as after the loss of a file server.
+        let second = storage.open(Some(&first)).unwrap().file;
+        assert_eq!(position(&second), 0);
+        drop(first);
+        assert!(matches!(storage.open(None), Err(OpenError::Locked { .. })));
+        drop(second);
+        storage.open(None).unwrap();
     }
 }

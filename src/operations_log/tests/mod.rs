@@ -3,7 +3,7 @@
 mod any_failure;
 pub(crate) mod disk;
 mod lock;
-mod real_files;
+pub(super) mod real_files;
 mod trail;
 
 use std::path::Path;

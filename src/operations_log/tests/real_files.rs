@@ -17,16 +17,16 @@ use tokio::time::{sleep, timeout};
 use super::*;
 
 /// A directory of its own, removed at the end of the test.
-pub(super) struct Directory(pub(super) PathBuf);
+pub(in crate::operations_log) struct Directory(pub(super) PathBuf);
 
 impl Directory {
-    pub(super) fn new() -> Self {
+    pub(in crate::operations_log) fn new() -> Self {
         let path = std::env::temp_dir().join(format!("balance-operations-log-{}", Uuid::now_v7()));
         fs::create_dir(&path).unwrap();
         Self(path)
     }
 
-    pub(super) fn log(&self) -> PathBuf {
+    pub(in crate::operations_log) fn log(&self) -> PathBuf {
         self.0.join("operations.log")
     }
 }
