@@ -21,7 +21,7 @@ use crate::domain::{Context, Timestamp, UserId};
 /// The largest body, in bytes.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
 /// How much of a body that is too large is still taken, so that the client gets to read the answer.
-const MAX_DISCARDED_BYTES: usize = 1024 * 1024;
+const MAX_DISCARDED_BYTES: usize = 16 * 1024 * 1024;
 
 /// Where nothing is said.
 pub const DEFAULT_TIME: BodyTime = BodyTime(Duration::from_secs(10));
