@@ -369,12 +369,7 @@ fn at_whatever_byte_a_disk_that_cannot_be_cut_is_full_every_line_is_whole() {
 #[tokio::test(start_paused = true)]
 async fn under_everysec_a_line_is_forced_to_the_disk_within_a_second_and_a_failure_to_do_so_is_told() {
     let disk = Disk::default();
-    let appender = Appender::new(disk.clone(), disk.open(None).unwrap(), SyncPolicy::EverySecond);
-    let (log, writer) = OperationsLog::with_writer(
-        appender,
-        &config(Path::new("disk"), SyncPolicy::EverySecond, "replica-1"),
-    );
-    tokio::spawn(writer.run());
+    let log = disk.log(SyncPolicy::EverySecond, "replica-1");
     write(&log, 1, true).await.unwrap();
     assert!(!disk.current_file_is_synced());
     sleep(Duration::from_millis(1_100)).await;
@@ -408,12 +403,7 @@ async fn a_slot_that_is_kept_past_the_end_is_told_so() {
 #[tokio::test(start_paused = true)]
 async fn a_recovered_line_that_is_refused_is_kept_and_marked_once() {
     let disk = Disk::default();
-    let appender = Appender::new(disk.clone(), disk.open(None).unwrap(), SyncPolicy::EverySecond);
-    let (log, writer) = OperationsLog::with_writer(
-        appender,
-        &config(Path::new("disk"), SyncPolicy::EverySecond, "replica-1"),
-    );
-    tokio::spawn(writer.run());
+    let log = disk.log(SyncPolicy::EverySecond, "replica-1");
     let told_late = Told::new(1, true);
     let slot = log.reserve().unwrap();
     disk.state().room = Some(10);
@@ -430,10 +420,7 @@ async fn a_recovered_line_that_is_refused_is_kept_and_marked_once() {
 #[tokio::test(start_paused = true)]
 async fn a_kept_line_that_is_on_the_file_but_cannot_be_synced_or_cut_off_is_not_written_twice() {
     let disk = Disk::default();
-    let appender = Appender::new(disk.clone(), disk.open(None).unwrap(), SyncPolicy::Always);
-    let (log, writer) =
-        OperationsLog::with_writer(appender, &config(Path::new("disk"), SyncPolicy::Always, "replica-1"));
-    tokio::spawn(writer.run());
+    let log = disk.log(SyncPolicy::Always, "replica-1");
     disk.state().room = Some(0);
     assert_eq!(write(&log, 1, true).await, Err(LogUnavailable::Failing));
     disk.mend();
@@ -450,12 +437,7 @@ async fn a_kept_line_that_is_on_the_file_but_cannot_be_synced_or_cut_off_is_not_
 #[tokio::test(start_paused = true)]
 async fn a_line_that_lacks_only_its_line_break_on_a_pipe_is_not_written_twice() {
     let disk = Disk::with_stream();
-    let appender = Appender::new(disk.clone(), disk.open(None).unwrap(), SyncPolicy::EverySecond);
-    let (log, writer) = OperationsLog::with_writer(
-        appender,
-        &config(Path::new("disk"), SyncPolicy::EverySecond, "replica-1"),
-    );
-    tokio::spawn(writer.run());
+    let log = disk.log(SyncPolicy::EverySecond, "replica-1");
     write(&log, 1, true).await.unwrap();
     let line_bytes = disk.text(false).len();
     // As long as the first: numbers that are 97 apart have contexts of the same length.
