@@ -142,9 +142,9 @@ impl<S: LedgerStore> Lane<S> {
                 let rest = groups.split_off(groups.len().min(self.batch_users));
                 let batch = std::mem::replace(&mut groups, rest);
                 let expire = || {
-                    for group in &mut groups {
-                        group.changes = Answers::expire(std::mem::take(&mut group.changes));
-                    }
+                    let mut answers = Answers::default();
+                    groups.iter_mut().for_each(|group| group.expire(&mut answers));
+                    answers.deliver();
                     arrived.expire();
                 };
                 expiring(&mut ticks, self.settle(batch), expire).await;

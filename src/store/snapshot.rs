@@ -21,6 +21,10 @@ use crate::config::DatabaseConfig;
 const SESSION: &str = "SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET lock_timeout = '5s'; \
      SET client_min_messages = warning; SET jit = off; SET work_mem = '64MB'";
 
+/// The columns of a [`StoredOperation`], but for the last, which is the context or what stands for it.
+const OPERATION: &str = "user_id, \"timestamp\", seq, balance_change, balance_after, operation_id, approved, instance, \
+     recorded_at";
+
 /// Why the ledger could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
@@ -303,8 +307,7 @@ impl Snapshot {
     pub async fn operations(&self, with_contexts: bool) -> Result<Stored<StoredOperation<'static>>, SnapshotError> {
         let context = if with_contexts { "context" } else { "''" };
         self.whole(&format!(
-            "SELECT user_id, \"timestamp\", seq, balance_change, balance_after, operation_id, approved, instance, \
-             recorded_at, {context} FROM changes_history ORDER BY user_id, \"timestamp\", seq"
+            "SELECT {OPERATION}, {context} FROM changes_history ORDER BY user_id, \"timestamp\", seq"
         ))
         .await
     }
@@ -350,11 +353,12 @@ impl Snapshot {
         from: StoredPlace,
         to: StoredPlace,
     ) -> Result<Stored<StoredOperation<'static>>, SnapshotError> {
-        let query = "SELECT user_id, \"timestamp\", seq, balance_change, balance_after, operation_id, approved, \
-             instance, recorded_at, '' FROM changes_history \
+        let query = format!(
+            "SELECT {OPERATION}, '' FROM changes_history \
              WHERE user_id = $1 AND (\"timestamp\", seq) >= ($2, $3) AND (\"timestamp\", seq) <= ($4, $5) \
-             ORDER BY seq, \"timestamp\"";
-        let rows = self.stretch(query, user_id, from, to).await?;
+             ORDER BY seq, \"timestamp\""
+        );
+        let rows = self.stretch(&query, user_id, from, to).await?;
         Stored::begin(rows, None).await
     }
 
@@ -368,10 +372,11 @@ impl Snapshot {
         user_id: &str,
         place: StoredPlace,
     ) -> Result<Stored<StoredOperation<'static>>, SnapshotError> {
-        let query = "SELECT user_id, \"timestamp\", seq, balance_change, balance_after, operation_id, approved, \
-             instance, recorded_at, context FROM changes_history \
-             WHERE user_id = $1 AND (\"timestamp\", seq) >= ($2, $3) AND (\"timestamp\", seq) <= ($4, $5)";
-        let rows = self.stretch(query, user_id, place, place).await?;
+        let query = format!(
+            "SELECT {OPERATION}, context FROM changes_history \
+             WHERE user_id = $1 AND (\"timestamp\", seq) >= ($2, $3) AND (\"timestamp\", seq) <= ($4, $5)"
+        );
+        let rows = self.stretch(&query, user_id, place, place).await?;
         Stored::begin(rows, None).await
     }
 
@@ -392,12 +397,13 @@ impl Snapshot {
     ///
     /// [`SnapshotError`] if PostgreSQL fails.
     pub async fn doubled_ids(&self, limit: i64) -> Result<Stored<StoredOperation<'static>>, SnapshotError> {
-        let query = "WITH doubled AS MATERIALIZED (SELECT operation_id FROM changes_history \
+        let query = format!(
+            "WITH doubled AS MATERIALIZED (SELECT operation_id FROM changes_history \
              GROUP BY operation_id HAVING count(*) > 1 LIMIT $1) \
-             SELECT user_id, \"timestamp\", seq, balance_change, balance_after, operation_id, approved, instance, \
-             recorded_at, context FROM changes_history JOIN doubled USING (operation_id) \
-             ORDER BY operation_id, user_id, \"timestamp\", seq";
-        Stored::begin(self.client.query_raw(query, [limit]).await?, None).await
+             SELECT {OPERATION}, context FROM changes_history JOIN doubled USING (operation_id) \
+             ORDER BY operation_id, user_id, \"timestamp\", seq"
+        );
+        Stored::begin(self.client.query_raw(&query, [limit]).await?, None).await
     }
 
     /// Operations that share their user and idempotency key with another one; at most `limit` keys are looked at. The
@@ -407,11 +413,12 @@ impl Snapshot {
     ///
     /// [`SnapshotError`] if PostgreSQL fails.
     pub async fn doubled_keys(&self, limit: i64) -> Result<Stored<StoredOperation<'static>>, SnapshotError> {
-        let query = "WITH doubled AS MATERIALIZED (SELECT user_id, idempotency_key FROM changes_history \
+        let query = format!(
+            "WITH doubled AS MATERIALIZED (SELECT user_id, idempotency_key FROM changes_history \
              WHERE idempotency_key IS NOT NULL GROUP BY 1, 2 HAVING count(*) > 1 LIMIT $1) \
-             SELECT user_id, \"timestamp\", seq, balance_change, balance_after, operation_id, approved, instance, \
-             recorded_at, idempotency_key FROM changes_history JOIN doubled USING (user_id, idempotency_key) \
-             ORDER BY user_id, idempotency_key, \"timestamp\", seq";
-        Stored::begin(self.client.query_raw(query, [limit]).await?, None).await
+             SELECT {OPERATION}, idempotency_key FROM changes_history JOIN doubled USING (user_id, idempotency_key) \
+             ORDER BY user_id, idempotency_key, \"timestamp\", seq"
+        );
+        Stored::begin(self.client.query_raw(&query, [limit]).await?, None).await
     }
 }

@@ -274,11 +274,10 @@ fn differences(stored: &StoredOperation<'_>, line: &Line<'_>, says: Says) -> Vec
 impl Logs {
     /// Opens the files that stand where ours stood before a rotation.
     fn open_successors(&mut self) {
-        let known: Vec<_> = self.files.iter().map(LogFile::identity).collect();
         let successors: Vec<_> = self.files.iter().filter_map(LogFile::successor).collect();
         for successor in successors {
             let is_new = self.files.iter().all(|file| file.identity() != successor.identity());
-            if is_new && !known.contains(&successor.identity()) {
+            if is_new {
                 self.files.push(successor);
             }
         }

@@ -9,7 +9,7 @@ use super::super::finding::LinePlace;
 use super::LogError;
 
 /// The longest line that is read. The longest that is written has 4,096 characters of context and 256 of a user's id, at
-/// most 12 bytes each.
+/// most 6 bytes each.
 const LONGEST_LINE_BYTES: u64 = 1 << 20;
 
 /// A file, held open: renaming it, as a rotation does, does not change what is read.
