@@ -115,15 +115,20 @@ impl Arrivals {
         if self.seen.is_empty() {
             return take_waiting(&mut self.queue, MAX_TOGETHER, before).await;
         }
+        self.see();
         let count = self.seen.len().min(MAX_TOGETHER);
         Some(self.seen.drain(..count).collect())
     }
 
-    /// Answers those whose time has run out.
-    fn expire(&mut self) {
+    fn see(&mut self) {
         while let Ok(pending) = self.queue.try_recv() {
             self.seen.push(pending);
         }
+    }
+
+    /// Answers those whose time has run out.
+    fn expire(&mut self) {
+        self.see();
         self.seen = Answers::expire(std::mem::take(&mut self.seen));
     }
 }

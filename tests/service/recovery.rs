@@ -10,7 +10,7 @@ use std::str::FromStr;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio_postgres::NoTls;
+use tokio_postgres::{Client, NoTls};
 
 use crate::support::approver::TestApprover;
 use crate::support::client::{ServiceClient, change};
@@ -36,6 +36,13 @@ struct Instance {
     proxy: Proxy,
     scratch: Scratch,
     log: PathBuf,
+}
+
+/// A change that waits behind a lock.
+struct Held<T> {
+    blocker: Client,
+    watcher: Client,
+    sent: JoinHandle<T>,
 }
 
 impl Instance {
@@ -73,19 +80,26 @@ impl Instance {
 
     /// Sends a change that is committed, and swallows what PostgreSQL says of it.
     async fn commit_and_lose_the_answer(&self, client: &ServiceClient, body: Value) -> Sent {
-        let (blocker, watcher) = (self.database.client().await, self.database.client().await);
-        let stored: i64 = watcher.query_one(STORED, &[]).await.unwrap().get(0);
-        // Holds the user's row, whether or not there is one yet.
-        let hold = "INSERT INTO balance VALUES ('alice', 0, 1, now(), 0)
-             ON CONFLICT (user_id) DO UPDATE SET version = balance.version";
-        blocker.batch_execute(&format!("BEGIN; {hold}")).await.unwrap();
         let client = client.clone();
-        let sent = tokio::spawn(async move { client.post_body(body.to_string()).send().await });
-        until(&watcher, WAITING, 1).await;
+        let change = async move { client.post_body(body.to_string()).send().await };
+        let Held { blocker, watcher, sent } = self.hold(change).await;
+        let stored: i64 = watcher.query_one(STORED, &[]).await.unwrap().get(0);
         self.proxy.lose(Lost::Answers);
         blocker.batch_execute("ROLLBACK").await.unwrap();
         until(&watcher, STORED, stored + 1).await;
         sent
+    }
+
+    /// Locks the row of alice, and waits until her change, which this sends, has come to that in PostgreSQL.
+    async fn hold<T: Send + 'static>(&self, change: impl Future<Output = T> + Send + 'static) -> Held<T> {
+        let (blocker, watcher) = (self.database.client().await, self.database.client().await);
+        // Whether or not there is a row yet.
+        let lock = "INSERT INTO balance VALUES ('alice', 0, 1, now(), 0)
+             ON CONFLICT (user_id) DO UPDATE SET version = balance.version";
+        blocker.batch_execute(&format!("BEGIN; {lock}")).await.unwrap();
+        let sent = tokio::spawn(change);
+        until(&watcher, WAITING, 1).await;
+        Held { blocker, watcher, sent }
     }
 
     async fn kill(&self, mut replica: Replica) {
@@ -185,8 +199,8 @@ async fn the_very_first_change_of_an_empty_log_is_recovered() {
 }
 
 #[tokio::test]
-async fn many_changes_at_once_are_recovered() {
-    const CHANGES: i64 = 80;
+async fn several_hundred_changes_at_once_are_recovered() {
+    const CHANGES: i64 = 400;
     let instance = Instance::new().await;
     let replica = instance.options().set("DATABASE_CONNECTIONS", "2").start().await;
     let client = ServiceClient::new(&replica.url);
@@ -204,18 +218,21 @@ async fn many_changes_at_once_are_recovered() {
     };
     // Both connections learn the statement: it is prepared before it is sent.
     first.batch_execute(lock).await.unwrap();
-    let warm = send("warm", 40);
+    let warm = send("warm", 100);
     until(&watcher, WAITING, 2).await;
     first.batch_execute("COMMIT; BEGIN").await.unwrap();
     assert!(warm.join_all().await.into_iter().all(|answer| answer.unwrap() == 200));
 
+    // They wait at the proxy until all are there: PostgreSQL lets nobody wait for a lock for long.
+    instance.proxy.hold();
+    let sent = send("user", CHANGES);
+    client.until_under_way(CHANGES).await;
     first
         .batch_execute("LOCK TABLE changes_history IN SHARE MODE")
         .await
         .unwrap();
-    let sent = send("user", CHANGES);
     // Both lanes wait for the lock with what they took first, and all others are behind them.
-    client.until_under_way(CHANGES).await;
+    instance.proxy.mend();
     until(&watcher, WAITING, 2).await;
     let again = tokio::spawn(async move { second.batch_execute(lock).await.map(|()| second) });
     until(&watcher, WAITING, 3).await;
@@ -225,12 +242,12 @@ async fn many_changes_at_once_are_recovered() {
     until(&watcher, WAITING, 2).await;
     instance.proxy.lose(Lost::Answers);
     second.batch_execute("COMMIT").await.unwrap();
-    until(&watcher, STORED, 40 + CHANGES).await;
+    until(&watcher, STORED, 100 + CHANGES).await;
     instance.kill(replica).await;
     let answered = sent.join_all().await.into_iter().filter(Result::is_ok).count();
     let lost = usize::try_from(CHANGES).unwrap() - answered;
-    assert!(lost > 20, "{lost}");
-    assert_eq!(instance.lines().len(), 40 + answered);
+    assert!(lost > 100, "{lost}");
+    assert_eq!(instance.lines().len(), 100 + answered);
 
     let (mut replica, client) = instance.start().await;
     instance.expect_complete(lost).await;
@@ -246,22 +263,15 @@ async fn a_commit_that_reaches_the_database_after_the_restart_is_recovered_too()
     let instance = Instance::new().await;
     let (replica, client) = instance.start().await;
     client.change(&change("alice", 100, NOON)).await.expect(200);
-    let (blocker, watcher) = (instance.database.client().await, instance.database.client().await);
-    blocker
-        .batch_execute("BEGIN; SELECT * FROM balance FOR UPDATE")
-        .await
-        .unwrap();
-    let sent = tokio::spawn(async move { client.change(&change("alice", -30, NOON)).await });
-    until(&watcher, WAITING, 1).await;
+    let withdrawal = async move { client.change(&change("alice", -30, NOON)).await };
+    let Held { blocker, watcher, sent } = instance.hold(withdrawal).await;
     // PostgreSQL goes on with the statement of a client that has gone.
-    let mut replica = replica;
-    replica.signal(Signal::SIGKILL);
-    replica.ended().await;
+    instance.kill(replica).await;
     assert!(sent.await.is_err());
 
     let (mut replica, _) = instance.start().await;
     replica.said(COMPLETE).await;
-    blocker.batch_execute("COMMIT").await.unwrap();
+    blocker.batch_execute("ROLLBACK").await.unwrap();
     until(&watcher, STORED, 2).await;
     replica.said(RECOVERED).await;
     instance.expect_complete(1).await;
@@ -273,17 +283,12 @@ async fn what_a_predecessor_that_is_still_ending_writes_is_not_written_again() {
     let instance = Instance::new().await;
     let (first, client) = instance.start().await;
     client.change(&change("alice", 100, NOON)).await.expect(200);
-    let (blocker, watcher) = (instance.database.client().await, instance.database.client().await);
-    blocker
-        .batch_execute("BEGIN; SELECT * FROM balance FOR UPDATE")
-        .await
-        .unwrap();
-    let sent = tokio::spawn(async move { client.change(&change("alice", -30, NOON)).await });
-    until(&watcher, WAITING, 1).await;
+    let withdrawal = async move { client.change(&change("alice", -30, NOON)).await };
+    let Held { blocker, sent, .. } = instance.hold(withdrawal).await;
     first.signal(Signal::SIGTERM);
     let mut second = instance.options().spawn();
     second.said(WAITS).await;
-    blocker.batch_execute("COMMIT").await.unwrap();
+    blocker.batch_execute("ROLLBACK").await.unwrap();
     sent.await.unwrap().expect(200);
     let mut first = first;
     assert!(first.ended().await.success());
