@@ -89,9 +89,8 @@ pub async fn run(
     let config = descriptors::fit(config)?;
     // An operation is answered at most two seconds after its deadline.
     let request_time = config.http.client_timeout + config.service.operation_timeout + Duration::from_secs(5);
-    let listening = Listening::bind(&config.http, request_time)
-        .await
-        .map_err(|source| ReplicaError::Listen { address, source })?;
+    let listening =
+        Listening::bind(&config.http, request_time).map_err(|source| ReplicaError::Listen { address, source })?;
     let approver = Approver::new(&config.approver).map_err(ReplicaError::Approver)?;
     let store = Store::new(&config.database, SegmentLength::DEFAULT);
     let mut hangup = signal(SignalKind::hangup()).map_err(ReplicaError::Signals)?;

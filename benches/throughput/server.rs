@@ -65,7 +65,7 @@ impl ServerCommand {
 
 async fn answer<S: UseCases>(use_cases: Arc<S>, config: &HttpConfig) -> Outcome<()> {
     let mut terminate = signal(SignalKind::terminate())?;
-    let listening = Listening::bind(config, REQUEST_TIME).await?;
+    let listening = Listening::bind(config, REQUEST_TIME)?;
     let stop = async move {
         terminate.recv().await;
     };

@@ -11,7 +11,7 @@ use poem::http::uri::Scheme;
 use poem::listener::Acceptor;
 use poem::web::{LocalAddr, RemoteAddr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::select;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
@@ -20,6 +20,9 @@ use super::connection::{Connection, Times, last_answer};
 use super::problem::{Code, Problem};
 use crate::config::HttpConfig;
 
+/// How many clients the operating system may queue until they are accepted, where its own limit (`somaxconn`) is not
+/// lower. Beyond that it drops what they send; a client that then waits for us to speak is never told.
+const BACKLOG: u32 = 4096;
 /// How long to wait after a refusal such as EMFILE, which lasts until some connection is closed.
 const REFUSED_PAUSE: Duration = Duration::from_millis(50);
 /// How long a client that is turned away may take to send what it wants, and again to take the answer. It is answered
@@ -51,8 +54,8 @@ impl Listening {
     /// # Errors
     ///
     /// If the address is in use or not this host's.
-    pub async fn bind(config: &HttpConfig, request_time: Duration) -> io::Result<Self> {
-        let listener = TcpListener::bind(config.listen).await?;
+    pub fn bind(config: &HttpConfig, request_time: Duration) -> io::Result<Self> {
+        let listener = listen(config.listen)?;
         let most = NonZeroUsize::get(config.connections);
         Ok(Self {
             times: Times {
@@ -149,6 +152,17 @@ impl Acceptor for Listening {
             return Ok((connection, local, remote, Scheme::HTTP));
         }
     }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // A replica that is started again need not wait for the connections of its predecessor to be forgotten.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 async fn tell_overloaded(mut stream: TcpStream, make_room: &Notify) -> io::Result<()> {

@@ -169,7 +169,9 @@ async fn a_request_whose_head_came_whole_is_never_answered_408_whatever_was_sent
     replica.stop().await;
 }
 
-/// A page of 16 MB: a thousand operations with the longest contexts.
+const PAGE_MIB: u64 = 15;
+
+/// Such a page: a thousand operations with the longest contexts.
 async fn fill_history(world: &World) {
     let fill = "INSERT INTO changes_history (user_id, \"timestamp\", seq, balance_change, balance_after, context, \
                 operation_id, approved, instance) \
@@ -211,8 +213,8 @@ async fn an_answer_that_is_taken_slowly_but_steadily_is_not_given_up() {
 async fn an_answer_that_the_client_does_not_take_is_given_up() {
     let world = World::with(|options| options.set("CLIENT_TIMEOUT_MS", "500")).await;
     fill_history(&world).await;
-    let mut most = 0;
-    for round in 0..3 {
+    let mut settled = 0;
+    for round in 0..6 {
         let mut takers = Vec::new();
         for _ in 0..3 {
             let stream = ask_for_page(&world).await;
@@ -231,10 +233,11 @@ async fn an_answer_that_the_client_does_not_take_is_given_up() {
         }
         let memory = world.replica.memory();
         println!("{memory} MiB after {} pages", (round + 1) * 3);
-        if round == 0 {
-            most = memory + memory / 2;
+        if round < 3 {
+            settled = settled.max(memory);
         }
-        assert!(memory <= most, "the memory grows: {memory} MiB");
+        // Were the pages kept, each round would add three of them.
+        assert!(memory < settled + 3 * 2 * PAGE_MIB, "the memory grows: {memory} MiB");
     }
     world.client.balance("alice", None).await.expect(200);
     world.replica.stop().await;
@@ -260,7 +263,6 @@ async fn five_thousand_idle_connections_cost_little_and_others_are_served() {
         let first = |number| if number % 10 == 0 { ALIVE } else { b"".as_slice() };
         let opened = (0..100).map(|number| raw::send(&world.replica.url, first(number)));
         idle.extend(futures_util::future::join_all(opened).await);
-        // What the operating system does not queue it refuses for a second.
         let accepted = timeout(PATIENCE, async {
             while world.replica.descriptors() < before + idle.len() {
                 sleep(Duration::from_millis(1)).await;
@@ -331,8 +333,8 @@ async fn clients_beyond_the_limit_on_connections_are_answered_503_until_there_is
 
 #[tokio::test]
 async fn silent_clients_beyond_the_limit_on_connections_hold_up_nobody_who_asks() {
-    // Fewer than the operating system queues while nobody accepts, and many times those that are turned away at once.
-    const SILENT: usize = 100;
+    // Many times those that are turned away at once; and all are queued while nobody accepts.
+    const SILENT: usize = 400;
     let world = World::with(|options| options.set("CONNECTIONS", "1").open_files(64)).await;
     let url = &world.replica.url;
     let mut inside = raw::send(url, ALIVE).await;
