@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use balance::config::{DatabaseConfig, DatabaseUrl};
 use balance::dev::{PostgresOptions, PrivatePostgres, StopMode};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -17,7 +16,7 @@ use tokio_postgres::{Client, NoTls};
 use crate::load::{Lines, Load, Unanswered};
 use crate::support::approver::TestApprover;
 use crate::support::client::{Answer, ServiceClient, answer, change};
-use crate::support::postgres::fresh_database;
+use crate::support::postgres::{Database, fresh_database};
 use crate::support::replica::{Replica, ReplicaOptions, Scratch};
 
 const MOMENT: &str = "2026-01-31T12:00:00Z";
@@ -60,14 +59,7 @@ async fn postgres_may_stop_and_start_while_the_service_goes_on() {
     let mut options = PostgresOptions::new(scratch.0.join("postgres"));
     options.settings = vec![("fsync".to_owned(), "off".to_owned())];
     let mut postgres = PrivatePostgres::start(&options).await.unwrap();
-    postgres.create_database("balance").await.unwrap();
-    let url = postgres.url("balance");
-    let database = DatabaseConfig {
-        url: DatabaseUrl::parse(&url).unwrap(),
-        connections: 1,
-        application_name: "tests".to_owned(),
-    };
-    balance::store::migrate(&database).await.unwrap();
+    let url = Database::migrated(&postgres, "balance").await.url;
     let approver = TestApprover::start().await;
     let replica = ReplicaOptions::new(&url, &approver.url()).start().await;
     let client = ServiceClient::new(&replica.url);

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use balance::config::{DatabaseConfig, DatabaseUrl};
 use balance::dev::{PostgresOptions, PrivatePostgres, StopMode};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -10,6 +9,7 @@ use tokio_postgres::{Client, NoTls};
 
 use crate::support::approver::TestApprover;
 use crate::support::client::{ServiceClient, answer, change};
+use crate::support::postgres::Database;
 use crate::support::replica::{ReplicaOptions, Scratch};
 use crate::support::world::NOON;
 
@@ -45,14 +45,7 @@ async fn without_a_connection_left_operations_get_503_at_once_and_with_few_they_
     ];
     options.settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     let mut postgres = PrivatePostgres::start(&options).await.unwrap();
-    postgres.create_database("balance").await.unwrap();
-    let url = postgres.url("balance");
-    let database = DatabaseConfig {
-        url: DatabaseUrl::parse(&url).unwrap(),
-        connections: 1,
-        application_name: "tests".to_owned(),
-    };
-    balance::store::migrate(&database).await.unwrap();
+    let url = Database::migrated(&postgres, "balance").await.url;
     let approver = TestApprover::start().await;
     let options = ReplicaOptions::new(&url, &approver.url());
     let time = OPERATION_TIMEOUT.as_millis().to_string();

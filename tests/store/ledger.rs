@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use balance::config::{DatabaseConfig, DatabaseUrl};
 use balance::domain::{
     Changes, Context, IdempotencyKey, Operation, OperationId, Refusal, SegmentLength, Timestamp, UserId,
 };
@@ -20,12 +19,7 @@ use uuid::Uuid;
 use crate::support::postgres::{Database, fresh_database};
 
 pub fn store(database: &Database, segment_length: u32) -> Store {
-    let config = DatabaseConfig {
-        url: DatabaseUrl::parse(&database.url).unwrap(),
-        connections: 16,
-        application_name: "test".to_owned(),
-    };
-    Store::new(&config, SegmentLength::new(segment_length).unwrap())
+    Store::new(&database.config(16), SegmentLength::new(segment_length).unwrap())
 }
 
 pub fn soon() -> Instant {

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use balance::config::{DatabaseConfig, DatabaseUrl};
 use balance::domain::{OperationId, SegmentLength, Timestamp};
 use balance::store::{Store, StoredByQuery};
 use tokio::time::Instant;
@@ -10,12 +9,7 @@ use tokio::time::Instant;
 use crate::support::postgres::{Database, fresh_database};
 
 fn store(database: &Database) -> Store {
-    let config = DatabaseConfig {
-        url: DatabaseUrl::parse(&database.url).unwrap(),
-        connections: 1,
-        application_name: "test".to_owned(),
-    };
-    Store::new(&config, SegmentLength::DEFAULT)
+    Store::new(&database.config(1), SegmentLength::DEFAULT)
 }
 
 fn at(second: u64) -> Timestamp {

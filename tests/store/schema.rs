@@ -1,10 +1,9 @@
 //! What the schema holds to, whatever the code does.
 
-use balance::config::{DatabaseConfig, DatabaseUrl};
 use balance::store::migrate;
 use tokio_postgres::Client;
 
-use crate::support::postgres::{Database, fresh_database};
+use crate::support::postgres::fresh_database;
 
 const UP: &str = include_str!("../../migrations/2026-01-31-000000_ledger/up.sql");
 const DOWN: &str = include_str!("../../migrations/2026-01-31-000000_ledger/down.sql");
@@ -151,14 +150,6 @@ async fn down_undoes_up() {
     assert_eq!(columns(&client).await, before);
 }
 
-fn config(database: &Database) -> DatabaseConfig {
-    DatabaseConfig {
-        url: DatabaseUrl::parse(&database.url).unwrap(),
-        connections: 1,
-        application_name: "test".to_owned(),
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn migrations_are_safe_from_many_replicas_at_once() {
     let database = fresh_database().await;
@@ -167,7 +158,7 @@ async fn migrations_are_safe_from_many_replicas_at_once() {
         .batch_execute(&format!("{DOWN}; DROP TABLE __diesel_schema_migrations"))
         .await
         .unwrap();
-    let config = config(&database);
+    let config = database.config(1);
     let replicas = (0..8).map(|_| migrate(&config));
     let applied: Vec<_> = futures_util::future::join_all(replicas).await;
     let applied: usize = applied.into_iter().map(|applied| applied.unwrap().len()).sum();

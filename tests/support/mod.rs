@@ -9,4 +9,5 @@ pub mod postgres;
 pub mod proxy;
 pub mod raw;
 pub mod replica;
+pub mod usage;
 pub mod world;

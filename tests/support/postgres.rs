@@ -37,6 +37,26 @@ pub struct Database {
 }
 
 impl Database {
+    /// A database of this server, made if there is none and brought up to date.
+    pub async fn migrated(server: &PrivatePostgres, name: &str) -> Self {
+        server.create_database(name).await.unwrap();
+        let database = Self {
+            url: server.url(name),
+            name: name.to_owned(),
+        };
+        balance::store::migrate(&database.config(1)).await.unwrap();
+        database
+    }
+
+    /// What a store on it is made with; at most so many connections.
+    pub fn config(&self, connections: usize) -> DatabaseConfig {
+        DatabaseConfig {
+            url: DatabaseUrl::parse(&self.url).unwrap(),
+            connections,
+            application_name: "test".to_owned(),
+        }
+    }
+
     /// A connection for SQL of the test's own, at PostgreSQL's own isolation level.
     pub async fn client(&self) -> Client {
         let client = connect(&self.url).await;
@@ -101,13 +121,7 @@ fn server() -> &'static PrivatePostgres {
                 let name: &str = row.get(0);
                 admin.batch_execute(&format!("DROP DATABASE {name}")).await.unwrap();
             }
-            server.create_database(TEMPLATE).await.unwrap();
-            let template = DatabaseConfig {
-                url: DatabaseUrl::parse(&server.url(TEMPLATE)).unwrap(),
-                connections: 1,
-                application_name: "tests".to_owned(),
-            };
-            balance::store::migrate(&template).await.unwrap();
+            Database::migrated(&server, TEMPLATE).await;
             server
         })
     })

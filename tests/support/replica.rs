@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use super::approver::TestApprover;
 use super::postgres::Database;
+use super::usage::Usage;
 
 /// How long a process may take to start or to end before the test fails.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -205,42 +206,27 @@ impl Replica {
         self.output.borrow().clone()
     }
 
-    fn proc(&self, name: &str) -> PathBuf {
-        Path::new("/proc")
-            .join(self.child.id().expect("the replica runs").to_string())
-            .join(name)
+    fn usage(&self) -> Usage {
+        Usage::of(self.process_id()).expect("the replica runs")
     }
 
     /// How many file descriptors it has open.
     pub fn descriptors(&self) -> usize {
-        std::fs::read_dir(self.proc("fd")).unwrap().count()
+        self.usage().descriptors
     }
 
     /// Its resident memory, in MiB.
     pub fn memory(&self) -> u64 {
-        let status = std::fs::read_to_string(self.proc("status")).unwrap();
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        resident.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1_024
+        self.usage().resident_kib / 1_024
     }
 
     /// How much of a processor it takes over a moment, 1.0 being one of them.
     pub async fn busyness(&self) -> f64 {
         const MOMENT: Duration = Duration::from_millis(500);
-        let before = self.ticks();
+        let before = self.usage().processor_ticks;
         tokio::time::sleep(MOMENT).await;
-        // A tick is a hundredth of a second on Linux, whatever the kernel's own clock.
-        (self.ticks() - before) / 100.0 / MOMENT.as_secs_f64()
-    }
-
-    fn ticks(&self) -> f64 {
-        let stat = std::fs::read_to_string(self.proc("stat")).unwrap();
-        let (_, fields) = stat.rsplit_once(") ").unwrap();
-        let ticks = fields
-            .split(' ')
-            .skip(11)
-            .take(2)
-            .map(|field| field.parse::<f64>().unwrap());
-        ticks.sum()
+        let ticks = u32::try_from(self.usage().processor_ticks - before).unwrap();
+        f64::from(ticks) / 100.0 / MOMENT.as_secs_f64()
     }
 
     /// Waits until it has no more file descriptors open than that.

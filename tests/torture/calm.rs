@@ -1,50 +1,12 @@
 //! After the storm: nothing is left over, and nothing spins.
 
-use std::fs;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 
 use crate::cluster::Cluster;
-
-/// What a replica's process has taken.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Usage {
-    /// The most memory that was resident, in KiB.
-    pub peak_kib: u64,
-    /// What is now.
-    pub resident_kib: u64,
-    pub descriptors: usize,
-    /// In ticks of the clock, 100 a second.
-    processor_ticks: u64,
-}
-
-impl Usage {
-    /// Nothing if the process has ended meanwhile.
-    pub fn of(process_id: i32) -> Option<Self> {
-        let status = fs::read_to_string(format!("/proc/{process_id}/status")).ok()?;
-        let kib = |name| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-            line.trim().trim_end_matches(" kB").parse().ok()
-        };
-        let stat = fs::read_to_string(format!("/proc/{process_id}/stat")).ok()?;
-        // The name before it may hold anything.
-        let (_, fields) = stat.rsplit_once(") ")?;
-        let ticks: Vec<u64> = fields
-            .split(' ')
-            .skip(11)
-            .take(2)
-            .filter_map(|field| field.parse().ok())
-            .collect();
-        Some(Self {
-            peak_kib: kib("VmHWM:")?,
-            resident_kib: kib("VmRSS:")?,
-            descriptors: fs::read_dir(format!("/proc/{process_id}/fd")).ok()?.count(),
-            processor_ticks: ticks.iter().sum(),
-        })
-    }
-}
+use crate::support::usage::Usage;
 
 /// The bounds of a replica at rest.
 const MOST_DESCRIPTORS: usize = 200;

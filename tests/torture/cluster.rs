@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use balance::config::{DatabaseConfig, DatabaseUrl};
 use balance::dev::{PostgresOptions, PrivatePostgres, StopMode};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -215,17 +214,7 @@ impl Cluster {
         let mut options = PostgresOptions::new(scratch.0.join("postgres"));
         options.settings = vec![("max_wal_size".to_owned(), "256MB".to_owned())];
         let postgres = PrivatePostgres::start(&options).await.unwrap();
-        postgres.create_database("torture").await.unwrap();
-        let database = Database {
-            url: postgres.url("torture"),
-            name: "torture".to_owned(),
-        };
-        let config = DatabaseConfig {
-            url: DatabaseUrl::parse(&database.url).unwrap(),
-            connections: 1,
-            application_name: "tests".to_owned(),
-        };
-        balance::store::migrate(&config).await.unwrap();
+        let database = Database::migrated(&postgres, "torture").await;
         let approver = TestApprover::start().await;
         let mut sites = Vec::new();
         for number in 0..REPLICAS {

@@ -27,11 +27,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use calm::Usage;
 use cluster::{Cluster, LONGEST_ANSWER, LONGEST_VERDICT, REPLICAS, Site};
 use evidence::{Ended, Evidence};
 use nemesis::{Fault, Faults, Nemesis};
 use support::model::{self, Random, StoredUser, users_stored};
+use support::usage::Usage;
 use tokio::process::Command;
 use workload::{Recorder, THRESHOLD, Workload};
 

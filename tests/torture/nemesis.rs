@@ -9,12 +9,12 @@ use nix::unistd::Pid;
 use tokio::sync::mpsc;
 use tokio::time::{interval, sleep, timeout};
 
-use crate::calm::Usage;
 use crate::cluster::{Cluster, REPLICAS};
 use crate::evidence::{Ask, Change};
 use crate::model::{Micros, Random};
 use crate::support::approver::Behaviour;
 use crate::support::proxy::Lost;
+use crate::support::usage::Usage;
 use crate::workload::Recorder;
 
 /// A probe is sent this often until one has a good answer.

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use balance::config::{DatabaseConfig, DatabaseUrl};
 use balance::verify::{Bounds, Finding, Observer, Progress, Summary, Violation};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -29,11 +28,7 @@ impl Observer for Heard {
 
 /// As the command does, but holding no more operations than this.
 async fn verify_holding(database: &Database, held: usize) -> (Summary, Vec<Finding>) {
-    let config = DatabaseConfig {
-        url: DatabaseUrl::parse(&database.url).unwrap(),
-        connections: 1,
-        application_name: "test".to_owned(),
-    };
+    let config = database.config(1);
     let bounds = Bounds {
         approval_threshold: 100_000,
         held,
