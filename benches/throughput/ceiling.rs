@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use balance::domain::{OperationId, Timestamp, UserId};
+use balance::domain::{OperationId, Timestamp};
 use balance::service::{
-    Balance, Change, ChangeError, ChangeRequest, HistoryPage, HistoryRequest, Readiness, Unavailable, UseCases,
+    Balance, BalanceRequest, Change, ChangeError, ChangeRequest, HistoryPage, HistoryRequest, Readiness, Unavailable,
+    UseCases,
 };
 use balance::store::StoreReadiness;
 use uuid::Uuid;
@@ -29,10 +30,10 @@ impl UseCases for Ceiling {
         })
     }
 
-    async fn balance(self: &Arc<Self>, user_id: UserId, at: Option<Timestamp>) -> Result<Balance, Unavailable> {
+    async fn balance(self: &Arc<Self>, request: BalanceRequest) -> Result<Balance, Unavailable> {
         Ok(Balance {
-            user_id,
-            timestamp: at.unwrap_or_else(|| Timestamp::from(SystemTime::now())),
+            user_id: request.user_id,
+            timestamp: request.at.unwrap_or_else(|| Timestamp::from(SystemTime::now())),
             balance: BALANCE,
         })
     }

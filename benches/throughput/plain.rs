@@ -14,7 +14,8 @@ use balance::config::DatabaseConfig;
 use balance::domain::{OperationId, Refusal, Timestamp, UserId};
 use balance::operations_log::{OperationName, OperationsLog, Outcome as LogOutcome, Record, Slot};
 use balance::service::{
-    Balance, Change, ChangeError, ChangeRequest, HistoryPage, HistoryRequest, Readiness, Unavailable, UseCases,
+    Balance, BalanceRequest, Change, ChangeError, ChangeRequest, HistoryPage, HistoryRequest, Readiness, Unavailable,
+    UseCases,
 };
 use balance::store::StoreReadiness;
 use tokio::sync::Semaphore;
@@ -68,6 +69,7 @@ impl Plain {
             balance_change: None,
             context: None,
             balance: Some(balance),
+            caller: None,
         };
         slot.write(&record).await?;
         Ok(balance)
@@ -86,6 +88,7 @@ impl Plain {
             balance_change: Some(request.balance_change),
             context: Some(&request.context),
             balance: Some(balance),
+            caller: None,
         };
         slot.write(&record).await.map_err(Unavailable::from)?;
         Ok(Change {
@@ -178,8 +181,9 @@ impl UseCases for Plain {
         task.await.unwrap_or(Err(ChangeError::OutcomeUnknown))
     }
 
-    async fn balance(self: &Arc<Self>, user_id: UserId, at: Option<Timestamp>) -> Result<Balance, Unavailable> {
+    async fn balance(self: &Arc<Self>, request: BalanceRequest) -> Result<Balance, Unavailable> {
         let slot = self.log.reserve()?;
+        let BalanceRequest { user_id, at, .. } = request;
         let timestamp = at.unwrap_or_else(|| Timestamp::from(SystemTime::now()));
         let balance = self.read(&user_id, timestamp, slot).await?;
         Ok(Balance {

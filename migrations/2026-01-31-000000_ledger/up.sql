@@ -28,6 +28,7 @@ CREATE TABLE changes_history (
     idempotency_key text COLLATE "C",
     approved        boolean          NOT NULL, -- whether the Approver was asked, and approved
     instance        text             NOT NULL, -- the replica that stored it
+    caller          text,                      -- whose token it was asked for with, where there are tokens
     recorded_at     timestamptz      NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT changes_history_pkey PRIMARY KEY (user_id, "timestamp", seq) INCLUDE (balance_change),
     CONSTRAINT changes_history_user_id CHECK (char_length(user_id) BETWEEN 1 AND 256),
@@ -36,7 +37,8 @@ CREATE TABLE changes_history (
     CONSTRAINT changes_history_seq CHECK (seq >= 1),
     CONSTRAINT changes_history_not_negative CHECK (balance_after >= 0),
     CONSTRAINT changes_history_context CHECK (char_length(context) <= 4096),
-    CONSTRAINT changes_history_idempotency_key CHECK (char_length(idempotency_key) BETWEEN 1 AND 255)
+    CONSTRAINT changes_history_idempotency_key CHECK (char_length(idempotency_key) BETWEEN 1 AND 255),
+    CONSTRAINT changes_history_caller CHECK (char_length(caller) BETWEEN 1 AND 128)
 );
 
 -- At most one operation a user and key.

@@ -3,10 +3,12 @@
 //! Values are checked where they are made, so that whoever holds a [`UserId`] or a [`Timestamp`] need not ask again.
 //! [`Timeline::accept`] decides whether an [`Operation`] may join its user's timeline, and what that changes.
 
+mod caller;
 mod operation;
 mod timeline;
 mod timestamp;
 
+pub use caller::{CallerName, InvalidCallerName};
 pub use operation::{
     Context, IdempotencyKey, InvalidContext, InvalidIdempotencyKey, InvalidUserId, Operation, OperationId, UserId,
 };

@@ -4,7 +4,7 @@ use std::fmt;
 
 use uuid::Uuid;
 
-use super::Timestamp;
+use super::{CallerName, Timestamp};
 
 /// Whose balance: 1 to 256 characters of Unicode without control characters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -132,6 +132,8 @@ pub struct Operation {
     pub balance_change: i64,
     /// Where on the user's timeline it belongs.
     pub timestamp: Timestamp,
+    /// Who asked for it, where callers are known.
+    pub caller: Option<CallerName>,
 }
 
 #[cfg(test)]

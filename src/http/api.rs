@@ -17,7 +17,7 @@ use super::types::{
     UserIdText,
 };
 use crate::metrics::Metrics;
-use crate::service::{ChangeRequest, HistoryRequest, UseCases};
+use crate::service::{BalanceRequest, ChangeRequest, HistoryRequest, UseCases};
 use crate::store::{HistoryOrder, StoreError, StoreReadiness};
 
 #[derive(Tags)]
@@ -154,6 +154,7 @@ impl<S: UseCases> Api<S> {
             balance_change: fields.balance_change,
             timestamp: fields.timestamp,
             idempotency_key,
+            caller: None,
         };
         let service = Arc::clone(self.service());
         Ok(Deferred::new(async move {
@@ -189,7 +190,13 @@ impl<S: UseCases> Api<S> {
         let at = parameters::timestamp("timestamp", timestamp.0)?;
         let service = Arc::clone(self.service());
         Ok(Deferred::new(async move {
-            let balance = service.balance(user_id, at).await?;
+            let balance = service
+                .balance(BalanceRequest {
+                    user_id,
+                    at,
+                    caller: None,
+                })
+                .await?;
             Ok::<_, ProblemOf<Reading>>(Success(balance.into()))
         }))
     }
@@ -257,6 +264,7 @@ impl<S: UseCases> Api<S> {
             order,
             beyond: cursor.map(|cursor| cursor.last),
             limit,
+            caller: None,
         };
         let service = Arc::clone(self.service());
         Ok(Deferred::new(async move {

@@ -205,5 +205,6 @@ pub fn change_record<'a>(operation: &'a Operation, answer: &Answer) -> Record<'a
         balance_change: Some(operation.balance_change),
         context: Some(&operation.context),
         balance: recorded.map(|recorded| recorded.balance),
+        caller: operation.caller.as_ref(),
     }
 }

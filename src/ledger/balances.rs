@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use super::answers::LOG_GRACE;
 use super::{Backlog, Place, SHARED_GRACE, Unavailable, Waiting, take_waiting};
 use crate::config::LedgerConfig;
-use crate::domain::{Timestamp, UserId};
+use crate::domain::{CallerName, Timestamp, UserId};
 use crate::metrics::{BatchKind, Metrics};
 use crate::operations_log::{Lines, OperationName, Outcome, Record, Written};
 use crate::store::{LedgerStore, repeat_read};
@@ -19,10 +19,20 @@ use crate::store::{LedgerStore, repeat_read};
 /// statement to end in a few milliseconds.
 const MAX_TOGETHER: usize = 1_024;
 
-/// One balance that is asked for.
-struct Question {
-    user_id: UserId,
-    at: Timestamp,
+/// Whose balance is asked for, and as of when.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// Whose.
+    pub user_id: UserId,
+    /// As of when.
+    pub at: Timestamp,
+    /// Who asks, where callers are known.
+    pub caller: Option<CallerName>,
+}
+
+/// A question that waits for its answer.
+struct Asked {
+    question: Question,
     place: Place,
     waiting: Waiting,
     answer: oneshot::Sender<Result<(UserId, i64), Unavailable>>,
@@ -30,13 +40,13 @@ struct Question {
 
 /// The way to the balances.
 pub(super) struct Balances {
-    questions: mpsc::Sender<Question>,
+    questions: mpsc::Sender<Asked>,
     backlog: Arc<Backlog>,
 }
 
 /// A task that answers questions, a statement at a time. Whichever is free takes all that wait.
 struct Reader<S> {
-    asked: Arc<Mutex<mpsc::Receiver<Question>>>,
+    asked: Arc<Mutex<mpsc::Receiver<Asked>>>,
     store: Arc<S>,
     metrics: Arc<Metrics>,
 }
@@ -63,16 +73,15 @@ impl Balances {
         self.backlog.is_full()
     }
 
-    pub(super) async fn ask(&self, user_id: UserId, at: Timestamp, place: Place) -> Result<(UserId, i64), Unavailable> {
+    pub(super) async fn ask(&self, question: Question, place: Place) -> Result<(UserId, i64), Unavailable> {
         let (answer, answered) = oneshot::channel();
-        let question = Question {
-            user_id,
-            at,
+        let asked = Asked {
+            question,
             place,
             waiting: self.backlog.enter(),
             answer,
         };
-        match self.questions.try_send(question) {
+        match self.questions.try_send(asked) {
             // Only a panic drops the other end.
             Ok(()) => answered.await.unwrap_or(Err(Unavailable::Internal)),
             Err(_) => Err(Unavailable::Internal),
@@ -97,7 +106,7 @@ impl<S: LedgerStore> Reader<S> {
         }
     }
 
-    async fn answer(&self, together: Vec<Question>) {
+    async fn answer(&self, together: Vec<Asked>) {
         self.metrics.batch(BatchKind::Read, together.len());
         let now = Instant::now();
         let (in_time, late): (Vec<_>, Vec<_>) =
@@ -113,13 +122,13 @@ impl<S: LedgerStore> Reader<S> {
     }
 }
 
-async fn read(questions: &[Question], store: &impl LedgerStore) -> Result<Vec<i64>, Unavailable> {
+async fn read(questions: &[Asked], store: &impl LedgerStore) -> Result<Vec<i64>, Unavailable> {
     let Some(first) = questions.iter().map(|question| question.place.deadline).min() else {
         return Ok(Vec::new());
     };
     let deadline = first.max(Instant::now() + SHARED_GRACE);
-    let user_ids: Vec<_> = questions.iter().map(|question| question.user_id.as_str()).collect();
-    let moments: Vec<_> = questions.iter().map(|question| question.at).collect();
+    let user_ids: Vec<_> = questions.iter().map(|asked| asked.question.user_id.as_str()).collect();
+    let moments: Vec<_> = questions.iter().map(|asked| asked.question.at).collect();
     let balances = repeat_read(deadline, || store.balances_at(&user_ids, &moments, deadline)).await?;
     if balances.len() == questions.len() {
         Ok(balances)
@@ -134,7 +143,7 @@ async fn read(questions: &[Question], store: &impl LedgerStore) -> Result<Vec<i6
 }
 
 /// Writes the lines, then tells who asked.
-async fn answer(questions: Vec<Question>, balances: Result<Vec<i64>, Unavailable>) {
+async fn answer(questions: Vec<Asked>, balances: Result<Vec<i64>, Unavailable>) {
     let Some(first) = questions.iter().map(|question| question.place.deadline).min() else {
         return;
     };
@@ -145,9 +154,8 @@ async fn answer(questions: Vec<Question>, balances: Result<Vec<i64>, Unavailable
             .as_ref()
             .map(|balances| balances[index])
             .map_err(|error| *error);
-        let Question {
-            user_id,
-            at,
+        let Asked {
+            question: Question { user_id, at, caller },
             place,
             waiting: held,
             answer,
@@ -164,6 +172,7 @@ async fn answer(questions: Vec<Question>, balances: Result<Vec<i64>, Unavailable
             balance_change: None,
             context: None,
             balance: balance.ok(),
+            caller: caller.as_ref(),
         };
         lines.push(place.slot, &record);
         waiting.push((

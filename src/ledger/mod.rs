@@ -35,7 +35,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
 use crate::config::LedgerConfig;
-use crate::domain::{Entry, IdempotencyKey, Operation, OperationId, Timeline, Timestamp, UserId};
+use crate::domain::{Entry, IdempotencyKey, Operation, OperationId, Timeline, UserId};
 use crate::metrics::Metrics;
 use crate::operations_log::{OperationsLog, Slot};
 use crate::store::{EarlierOperation, Group, LedgerStore, Reach, Store, StoreError, repeat_read};
@@ -45,6 +45,7 @@ use lanes::Lanes;
 
 pub use answers::{LOG_GRACE, change_record, with_line};
 pub use backlog::{Backlog, Waiting};
+pub use balances::Question;
 pub use error::{ChangeError, Unavailable};
 
 /// How much longer than its own deadline an operation may take because it shares a statement with others.
@@ -135,8 +136,8 @@ impl<S: LedgerStore> Ledger<S> {
     /// # Errors
     ///
     /// [`Unavailable`] says what kept it from being read.
-    pub async fn balance(&self, user_id: UserId, at: Timestamp, place: Place) -> Result<(UserId, i64), Unavailable> {
-        self.balances.ask(user_id, at, place).await
+    pub async fn balance(&self, question: Question, place: Place) -> Result<(UserId, i64), Unavailable> {
+        self.balances.ask(question, place).await
     }
 
     /// Tells at once what is known of a change from one reading: `Ok(())` if it would be accepted now, or if nothing is

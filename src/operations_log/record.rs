@@ -8,7 +8,7 @@ use std::io;
 use serde::{Serialize, Serializer};
 use serde_json::ser::{Formatter, Serializer as JsonSerializer};
 
-use crate::domain::{Context, OperationId, Timestamp, UserId};
+use crate::domain::{CallerName, Context, OperationId, Timestamp, UserId};
 
 /// One answered operation. What does not apply is `None` and left out of the line.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +29,8 @@ pub struct Record<'a> {
     pub context: Option<&'a Context>,
     /// The balance that was answered.
     pub balance: Option<i64>,
+    /// Who asked, where callers are known.
+    pub caller: Option<&'a CallerName>,
 }
 
 /// The name of an operation in the log: the contract's `operation`.
@@ -81,6 +83,7 @@ impl Record<'_> {
         let fields = Fields {
             at,
             instance,
+            caller: self.caller.map(CallerName::as_str),
             operation: self.operation,
             outcome: self.outcome,
             user_id: self.user_id.as_str(),
@@ -115,6 +118,8 @@ pub(super) fn mark_recovered(line: &mut Vec<u8>) {
 struct Fields<'a> {
     at: &'a str,
     instance: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    caller: Option<&'a str>,
     operation: OperationName,
     outcome: Outcome,
     user_id: &'a str,
@@ -178,6 +183,7 @@ mod tests {
             balance_change: None,
             context: None,
             balance: None,
+            caller: None,
         }
     }
 
@@ -205,6 +211,23 @@ mod tests {
                 r#""outcome":"accepted","userId":"a\"b","timestamp":"2026-01-31T12:00:00Z","#,
                 r#""operationId":"00000000-0000-0000-0000-000000000000","balanceChange":-9223372036854775808,"#,
                 r#""context":"gift","balance":9223372036854775807}"#,
+                "\n"
+            )
+        );
+    }
+
+    #[test]
+    fn the_caller_stands_behind_the_instance_and_is_escaped_like_any_text() {
+        let (user_id, caller) = (UserId::new("a").unwrap(), CallerName::new("b\"\u{202e}").unwrap());
+        let record = Record {
+            caller: Some(&caller),
+            ..read(&user_id)
+        };
+        assert_eq!(
+            line(record),
+            concat!(
+                r#"{"at":"1970-01-01T00:00:00.000001Z","instance":"replica-1","caller":"b\"\u202e","#,
+                r#""operation":"getBalance","outcome":"accepted","userId":"a"}"#,
                 "\n"
             )
         );

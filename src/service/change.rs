@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{Admission, ChangeError, Service, Unavailable, write_line};
 use crate::approver::{ApproverError, Verdict};
 use crate::causes::causes;
-use crate::domain::{Context, IdempotencyKey, Operation, OperationId, Timestamp, UserId};
+use crate::domain::{CallerName, Context, IdempotencyKey, Operation, OperationId, Timestamp, UserId};
 use crate::ledger::{Answer, Place, Proposal, Recorded, change_record, with_line};
 use crate::operations_log::Slot;
 
@@ -26,6 +26,8 @@ pub struct ChangeRequest {
     pub timestamp: Timestamp,
     /// The key under which a repeat is recognised.
     pub idempotency_key: Option<IdempotencyKey>,
+    /// Who asks, where callers are known.
+    pub caller: Option<CallerName>,
 }
 
 /// A change that was accepted.
@@ -58,6 +60,7 @@ impl Service {
             context: request.context,
             balance_change: request.balance_change,
             timestamp: request.timestamp,
+            caller: request.caller,
         });
         let proposal = Proposal {
             approved: operation.balance_change.unsigned_abs() > self.config.approval_threshold,

@@ -11,7 +11,7 @@ mod recovery;
 
 pub use crate::ledger::{ChangeError, Unavailable};
 pub use change::{Change, ChangeRequest};
-pub use read::{Balance, HistoryPage, HistoryRequest};
+pub use read::{Balance, BalanceRequest, HistoryPage, HistoryRequest};
 pub use recovery::{Recovering, Recovery};
 
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::approver::Approver;
 use crate::config::{LedgerConfig, ServiceConfig};
-use crate::domain::{Timestamp, UserId};
+use crate::domain::Timestamp;
 use crate::ledger::{Backlog, LOG_GRACE, Ledger, Place};
 use crate::metrics::Metrics;
 use crate::operations_log::{LogFailure, LogUnavailable, OperationsLog, Record, Slot};
@@ -59,11 +59,7 @@ pub trait UseCases: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Change, ChangeError>> + Send;
 
     /// The balance as of a moment, or as of now.
-    fn balance(
-        self: &Arc<Self>,
-        user_id: UserId,
-        at: Option<Timestamp>,
-    ) -> impl Future<Output = Result<Balance, Unavailable>> + Send;
+    fn balance(self: &Arc<Self>, request: BalanceRequest) -> impl Future<Output = Result<Balance, Unavailable>> + Send;
 
     /// A page of a user's operations with the balance after each.
     fn history(
@@ -83,8 +79,8 @@ impl UseCases for Service {
         Service::change_balance(self, request).await
     }
 
-    async fn balance(self: &Arc<Self>, user_id: UserId, at: Option<Timestamp>) -> Result<Balance, Unavailable> {
-        Service::balance(self, user_id, at).await
+    async fn balance(self: &Arc<Self>, request: BalanceRequest) -> Result<Balance, Unavailable> {
+        Service::balance(self, request).await
     }
 
     async fn history(self: &Arc<Self>, request: HistoryRequest) -> Result<HistoryPage, Unavailable> {

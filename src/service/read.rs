@@ -7,9 +7,21 @@ use futures_util::FutureExt;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Admission, Service, Unavailable, now, write_line};
-use crate::domain::{Timestamp, UserId};
+use crate::domain::{CallerName, Timestamp, UserId};
+use crate::ledger::Question;
 use crate::operations_log::{OperationName, Outcome, Record};
 use crate::store::{HistoryEntry, HistoryOrder, HistoryQuery, Place, repeat_read};
+
+/// Whose balance is asked for.
+#[derive(Clone, Debug)]
+pub struct BalanceRequest {
+    /// Whose.
+    pub user_id: UserId,
+    /// As of when; now, if that is left open.
+    pub at: Option<Timestamp>,
+    /// Who asks, where callers are known.
+    pub caller: Option<CallerName>,
+}
 
 /// A user's balance as of a moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +49,8 @@ pub struct HistoryRequest {
     pub beyond: Option<Place>,
     /// The most operations on the page.
     pub limit: u32,
+    /// Who asks, where callers are known.
+    pub caller: Option<CallerName>,
 }
 
 /// Some operations of a user.
@@ -49,16 +63,27 @@ pub struct HistoryPage {
 }
 
 impl Service {
-    /// The balance as of `at`, or as of now.
+    /// The balance as of a moment.
     ///
     /// # Errors
     ///
     /// [`Unavailable`] says what kept the service from answering.
-    pub async fn balance(self: &Arc<Self>, user_id: UserId, at: Option<Timestamp>) -> Result<Balance, Unavailable> {
+    pub async fn balance(self: &Arc<Self>, request: BalanceRequest) -> Result<Balance, Unavailable> {
+        let BalanceRequest { user_id, at, caller } = request;
         let timestamp = at.unwrap_or_else(now);
         match self.admit(self.ledger.is_full_of_questions())? {
             Admission::Admitted(place) => {
-                let (user_id, balance) = self.ledger.balance(user_id, timestamp, place).await?;
+                let (user_id, balance) = self
+                    .ledger
+                    .balance(
+                        Question {
+                            user_id,
+                            at: timestamp,
+                            caller,
+                        },
+                        place,
+                    )
+                    .await?;
                 Ok(Balance {
                     user_id,
                     timestamp,
@@ -67,7 +92,8 @@ impl Service {
             }
             Admission::Overloaded { slot, deadline } => {
                 let overloaded = Unavailable::Overloaded;
-                let record = read_record(OperationName::GetBalance, &user_id, timestamp, Some(overloaded));
+                let mut record = read_record(OperationName::GetBalance, &user_id, timestamp, Some(overloaded));
+                record.caller = caller.as_ref();
                 write_line(slot, &record, deadline).await?;
                 Err(overloaded)
             }
@@ -101,7 +127,8 @@ impl Service {
                 None => Err(Unavailable::Overloaded),
             };
             let failure = entries.as_ref().err().copied();
-            let record = read_record(OperationName::GetHistory, &query.user_id, timestamp, failure);
+            let mut record = read_record(OperationName::GetHistory, &query.user_id, timestamp, failure);
+            record.caller = request.caller.as_ref();
             write_line(slot, &record, deadline).await?;
             let mut entries = entries?;
             let more = entries.len() > request.limit as usize;
@@ -150,5 +177,6 @@ fn read_record(
         balance_change: None,
         context: None,
         balance: None,
+        caller: None,
     }
 }

@@ -367,6 +367,7 @@ fn record(change: &StoredChange) -> Record<'_> {
         balance_change: Some(operation.balance_change),
         context: Some(&operation.context),
         balance: Some(change.balance_after),
+        caller: operation.caller.as_ref(),
     }
 }
 

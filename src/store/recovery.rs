@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use diesel::data_types::PgTimestamp;
-use diesel::sql_types::{BigInt, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{BigInt, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use futures_util::TryStreamExt;
 use tokio::time::{Instant, timeout_at};
@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::conversion::{from_postgres, to_postgres};
 use super::statement::statement;
 use super::{Store, StoreError};
-use crate::domain::{Context, Operation, OperationId, Timestamp, UserId};
+use crate::domain::{CallerName, Context, Operation, OperationId, Timestamp, UserId};
 
 /// How far this host's clock and PostgreSQL's may be apart: `recorded_at` is PostgreSQL's, the ids are ours.
 pub const CLOCKS_APART: Duration = Duration::from_secs(60);
@@ -27,9 +27,9 @@ statement! {
         first: Uuid => SqlUuid,
         beyond: Uuid => SqlUuid,
     }
-    => (Text, Timestamptz, BigInt, BigInt, Text, SqlUuid)
+    => (Text, Timestamptz, BigInt, BigInt, Text, SqlUuid, Nullable<Text>)
     r#"
-SELECT h.user_id, h."timestamp", h.balance_change, h.balance_after, h.context, h.operation_id
+SELECT h.user_id, h."timestamp", h.balance_change, h.balance_after, h.context, h.operation_id, h.caller
 FROM asked JOIN changes_history h ON h.recorded_at >= asked.since AND h.recorded_at < asked.before
     AND h.instance = asked.instance AND h.operation_id >= asked.first AND h.operation_id < asked.beyond"#
 }
@@ -67,7 +67,7 @@ pub struct StoredChanges {
     pub more: bool,
 }
 
-type StoredRow = (String, PgTimestamp, i64, i64, String, Uuid);
+type StoredRow = (String, PgTimestamp, i64, i64, String, Uuid, Option<String>);
 
 impl Store {
     /// The changes of `query` that are `wanted`, at most so many. The others are passed over as they come, so that what is
@@ -119,19 +119,24 @@ impl Store {
 
 /// `None`, and said so, for what the service would never have stored.
 fn stored_change(row: StoredRow) -> Option<StoredChange> {
-    let (user_id, timestamp, balance_change, balance_after, context, operation_id) = row;
-    match (UserId::new(user_id), Context::new(context)) {
-        (Ok(user_id), Ok(context)) => Some(StoredChange {
+    let (user_id, timestamp, balance_change, balance_after, context, operation_id, caller) = row;
+    match (
+        UserId::new(user_id),
+        Context::new(context),
+        caller.map(CallerName::new).transpose(),
+    ) {
+        (Ok(user_id), Ok(context), Ok(caller)) => Some(StoredChange {
             operation: Operation {
                 id: OperationId(operation_id),
                 user_id,
                 context,
                 balance_change,
                 timestamp: from_postgres(timestamp),
+                caller,
             },
             balance_after,
         }),
-        (Err(_), _) | (_, Err(_)) => {
+        (Err(_), _, _) | (_, Err(_), _) | (_, _, Err(_)) => {
             tracing::error!(%operation_id, "a stored change holds a text that the service does not store; it gets no line");
             None
         }

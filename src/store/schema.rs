@@ -33,6 +33,7 @@ diesel::table! {
         idempotency_key -> Nullable<Text>,
         approved -> Bool,
         instance -> Text,
+        caller -> Nullable<Text>,
         recorded_at -> Timestamptz,
     }
 }

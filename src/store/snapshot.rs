@@ -23,7 +23,7 @@ const SESSION: &str = "SET statement_timeout = 0; SET idle_in_transaction_sessio
 
 /// The columns of a [`StoredOperation`], but for the last, which is the context or what stands for it.
 const OPERATION: &str = "user_id, \"timestamp\", seq, balance_change, balance_after, operation_id, approved, instance, \
-     recorded_at";
+     caller, recorded_at";
 
 /// Why the ledger could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -173,6 +173,8 @@ stored_row! {
         approved: bool,
         /// The replica that stored it.
         instance: &'a str,
+        /// Whose token it was asked for with, if there were tokens.
+        caller: Option<&'a str>,
         /// When it was stored, by PostgreSQL's clock.
         recorded_at: StoredMoment,
         /// What it was for; empty where the stream was asked for without.

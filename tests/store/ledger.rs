@@ -37,6 +37,7 @@ pub fn operation(user_id: &str, balance_change: i64, seconds: i64) -> Operation 
         context: Context::new("test").unwrap(),
         balance_change,
         timestamp: at(seconds),
+        caller: None,
     }
 }
 

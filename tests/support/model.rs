@@ -35,6 +35,8 @@ pub struct Stored {
     pub approved: bool,
     /// The replica that stored it.
     pub instance: String,
+    /// Whose token it was asked for with.
+    pub caller: Option<String>,
 }
 
 /// All that is stored of one user.
@@ -63,7 +65,7 @@ impl StoredUser {
         let timestamp = of("\"timestamp\"");
         let history = format!(
             "SELECT seq, {timestamp}, balance_change, balance_after, context, operation_id::text, idempotency_key, \
-             approved, instance FROM changes_history WHERE user_id = $1 ORDER BY seq"
+             approved, instance, caller FROM changes_history WHERE user_id = $1 ORDER BY seq"
         );
         let history = sql.query(&history, &[&user_id]).await.unwrap();
         let row = format!(
@@ -88,6 +90,7 @@ impl StoredUser {
                     key: row.get(6),
                     approved: row.get(7),
                     instance: row.get(8),
+                    caller: row.get(9),
                 })
                 .collect(),
             row: row.map(|row| (row.get(0), row.get(1), row.get(2), row.get(3))),

@@ -19,6 +19,7 @@ fn operation(balance_change: i64, seconds: i64) -> Operation {
         context: Context::new("").unwrap(),
         balance_change,
         timestamp: at(seconds),
+        caller: None,
     }
 }
 

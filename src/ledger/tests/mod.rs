@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::*;
 use crate::config::SyncPolicy;
+use crate::domain::Timestamp;
 use crate::operations_log::tests::disk::Disk;
 use crate::store::fake::{FakeStore, LATEST};
 use schedule::{Ask, Course, PLACES, Schedule, What};
@@ -108,7 +109,12 @@ impl Replica {
                 Given::Change(self.ledger.record(proposal.clone(), place).await)
             }
             What::Read { user_id, at } => {
-                let read = self.ledger.balance(user_id.clone(), *at, place).await;
+                let question = Question {
+                    user_id: user_id.clone(),
+                    at: *at,
+                    caller: None,
+                };
+                let read = self.ledger.balance(question, place).await;
                 Given::Read(read.map(|(_, balance)| balance))
             }
         }

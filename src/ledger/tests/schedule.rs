@@ -221,6 +221,7 @@ impl Schedule {
             context: Context::new(format!("change {number}")).unwrap(),
             balance_change,
             timestamp: moment(random.random_range(0..MOMENTS)),
+            caller: None,
         };
         let key = random
             .random_bool(0.4)
@@ -277,6 +278,7 @@ impl Schedule {
                 context: Context::new(format!("last {number}")).unwrap(),
                 balance_change: 0,
                 timestamp: moment(MOMENTS),
+                caller: None,
             };
             Ask {
                 after: Duration::ZERO,

@@ -56,6 +56,7 @@ impl Told {
             balance_change: Some(1),
             context: Some(&self.context),
             balance: None,
+            caller: None,
         }
     }
 }

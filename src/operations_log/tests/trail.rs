@@ -101,6 +101,7 @@ impl Written {
             balance_change: Some(1),
             context: Some(&context),
             balance: None,
+            caller: None,
         };
         let mut line = record.to_line(&second(self.at).to_rfc3339_microseconds(), self.instance);
         if self.recovered {

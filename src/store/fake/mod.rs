@@ -437,6 +437,7 @@ impl Database {
             context: Context::new("of another writer").unwrap(),
             balance_change,
             timestamp,
+            caller: None,
         };
         user.head.version += 1;
         user.head.balance += balance_change;

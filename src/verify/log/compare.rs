@@ -58,8 +58,8 @@ fn agrees(row: &RowRecord<'_>, line: &LineRecord) -> bool {
     let (stored, told) = (row.content, line.content);
     match line.says {
         Says::Accepted => stored == told,
-        Says::Unknown => (stored.hash, stored.instance) == (told.hash, told.instance),
-        // Another replica may have answered.
+        Says::Unknown => (stored.hash, stored.instance, stored.caller) == (told.hash, told.instance, told.caller),
+        // Another replica may have answered, and another caller may have asked.
         Says::Replayed => (stored.hash, stored.balance) == (told.hash, told.balance),
     }
 }
@@ -268,6 +268,10 @@ fn differences(stored: &StoredOperation<'_>, line: &Line<'_>, says: Says) -> Vec
     let (expected, found) = (quoted(stored.instance), quoted(&line.instance));
     let by_another = says != Says::Replayed && stored.instance != line.instance;
     field("instance", by_another, expected, found);
+    let caller = |name: Option<&str>| name.map_or_else(|| "none".to_owned(), quoted);
+    let (expected, found) = (caller(stored.caller), caller(line.caller.as_deref()));
+    let for_another = says != Says::Replayed && stored.caller != line.caller.as_deref();
+    field("caller", for_another, expected, found);
     fields
 }
 

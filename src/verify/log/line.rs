@@ -6,7 +6,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::super::finding::Violation;
-use crate::domain::{Context, Timestamp, UserId};
+use crate::domain::{CallerName, Context, Timestamp, UserId};
 use crate::store::StoredMoment;
 
 /// How every line begins.
@@ -49,6 +49,7 @@ pub(super) struct Line<'a> {
     at: Cow<'a, str>,
     #[serde(borrow)]
     pub(super) instance: Cow<'a, str>,
+    pub(super) caller: Option<Cow<'a, str>>,
     #[serde(borrow)]
     operation: Cow<'a, str>,
     #[serde(borrow)]
@@ -114,6 +115,16 @@ impl<'a> Line<'a> {
             .map_err(|_| wrong("timestamp: a moment in RFC 3339", quoted(&self.timestamp)))?;
         if self.instance.is_empty() {
             return Err(wrong("instance: a name", "none"));
+        }
+        if self
+            .caller
+            .as_deref()
+            .is_some_and(|caller| CallerName::new(caller).is_err())
+        {
+            return Err(wrong(
+                "caller: 1 to 128 characters without blanks, or none",
+                "another text",
+            ));
         }
         if UserId::new(self.user_id.as_ref()).is_err() {
             return Err(wrong("userId: 1 to 256 characters", quoted(&self.user_id)));
@@ -199,7 +210,7 @@ mod tests {
     use super::*;
 
     const WHOLE: &str = concat!(
-        r#"{"at":"2026-01-31T12:00:00.000001Z","instance":"ё\"\u2028","operation":"changeBalance","outcome":"accepted","#,
+        r#"{"at":"2026-01-31T12:00:00.000001Z","instance":"ё\"\u2028","caller":"ё\"","operation":"changeBalance","outcome":"accepted","#,
         r#""userId":"\\🐫","timestamp":"2026-01-31T12:00:00Z","operationId":"00000000-0000-0000-0000-000000000000","#,
         r#""balanceChange":-10,"context":"","balance":1000,"recovered":true}"#
     );

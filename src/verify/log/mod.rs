@@ -103,10 +103,29 @@ impl Instances {
     }
 }
 
+/// Names of callers, each with a number from 1; 0 is no name.
+#[derive(Default)]
+struct Callers(HashMap<String, u32>);
+
+impl Callers {
+    fn number(&mut self, name: Option<&str>) -> u32 {
+        let Some(name) = name else {
+            return 0;
+        };
+        if let Some(number) = self.0.get(name) {
+            return *number;
+        }
+        let number = u32::try_from(self.0.len() + 1).unwrap_or(u32::MAX);
+        self.0.insert(name.to_owned(), number);
+        number
+    }
+}
+
 /// The logs, and what is known of them and of the rows.
 pub(super) struct Logs {
     files: Vec<LogFile>,
     instances: Instances,
+    callers: Callers,
     keys: RandomState,
     spill: Spill,
 }
@@ -117,6 +136,7 @@ impl Logs {
         Ok(Self {
             files: LogFile::open_all(paths)?,
             instances: Instances::default(),
+            callers: Callers::default(),
             keys: RandomState::new(),
             spill: Spill::new(),
         })
@@ -169,6 +189,7 @@ impl Logs {
         let line = Line::parse(bytes)?;
         let told = line.check()?;
         let instance = self.instances.number(&line.instance, true);
+        let caller = self.callers.number(line.caller.as_deref());
         Ok(told.map(|told| LineRecord {
             id: told.id,
             says: told.says,
@@ -181,6 +202,7 @@ impl Logs {
                 ),
                 balance: line.balance.unwrap_or_default(),
                 instance,
+                caller,
             },
             file: u32::try_from(file).unwrap_or(u32::MAX),
             place,
@@ -205,6 +227,7 @@ impl Logs {
                 hash,
                 balance: operation.balance_after,
                 instance: self.instances.number(operation.instance, false),
+                caller: self.callers.number(operation.caller),
             },
             place: StoredPlace {
                 timestamp: operation.timestamp,

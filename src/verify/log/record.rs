@@ -15,6 +15,8 @@ pub(super) struct Content {
     pub(super) balance: i64,
     /// The number of the instance's name.
     pub(super) instance: u32,
+    /// The number of the caller's name; 0 for none.
+    pub(super) caller: u32,
 }
 
 /// A line that names an operation.
@@ -100,6 +102,7 @@ impl<'a> Record<'a> {
         to.extend_from_slice(&content.hash.to_le_bytes());
         to.extend_from_slice(&content.balance.to_le_bytes());
         to.extend_from_slice(&content.instance.to_le_bytes());
+        to.extend_from_slice(&content.caller.to_le_bytes());
         match self {
             Record::Row(row) => {
                 to.extend_from_slice(&row.place.timestamp.0.to_le_bytes());
@@ -124,6 +127,7 @@ impl<'a> Record<'a> {
             hash: rest.u64()?,
             balance: rest.i64()?,
             instance: rest.u32()?,
+            caller: rest.u32()?,
         };
         let record = if matches!(kind, ROW | RECENT_ROW) {
             let place = StoredPlace {
@@ -173,6 +177,7 @@ mod tests {
             hash: u64::MAX - 1,
             balance: i64::MIN,
             instance: 7,
+            caller: 8,
         };
         let line = |says| {
             Record::Line(LineRecord {

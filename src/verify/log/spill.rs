@@ -123,6 +123,7 @@ mod tests {
                 hash: 0,
                 balance: 0,
                 instance: 0,
+                caller: 0,
             },
             place: StoredPlace {
                 timestamp: StoredMoment(0),

@@ -52,6 +52,10 @@ impl<'a> Line<'a> {
         self.text("outcome")
     }
 
+    fn caller(self) -> Option<&'a str> {
+        self.value["caller"].as_str()
+    }
+
     fn is_recovered(self) -> bool {
         self.value["recovered"] == true
     }
@@ -133,7 +137,7 @@ fn stored_by_id(evidence: &Evidence) -> HashMap<&str, (&str, &Stored)> {
         .collect()
 }
 
-/// Each stored change has one line of its own, in the log of the replica that stored it.
+/// Each stored change has one line of its own, in the log of the replica that stored it, with the caller who asked for it.
 fn own_lines(stored: &HashMap<&str, (&str, &Stored)>, evidence: &Evidence, violations: &mut Vec<Violation>) {
     let mut own: HashMap<&str, Vec<Line<'_>>> = HashMap::new();
     for log in &evidence.logs {
@@ -145,10 +149,10 @@ fn own_lines(stored: &HashMap<&str, (&str, &Stored)>, evidence: &Evidence, viola
     for (id, (user, one)) in stored {
         let (kind, explanation) = match own.get(id).map(Vec::as_slice) {
             None | Some([]) => (Kind::MissingLine, format!("{one:?} has no line")),
-            Some([line]) if line.instance == one.instance => continue,
+            Some([line]) if line.instance == one.instance && line.caller() == one.caller.as_deref() => continue,
             Some([line]) => (
                 Kind::ForgedLine,
-                format!("{one:?} has its line in the log of {}", line.instance),
+                format!("{one:?} has its line in the log of {}: {}", line.instance, line.value),
             ),
             Some([first, second, ..]) => (
                 Kind::DoubledLine,

@@ -271,6 +271,7 @@ fn change_answer(
         key: change.key.clone(),
         approved,
         instance: instance.to_owned(),
+        caller: None,
     });
     accepted(&change.user, stored.history.last().unwrap())
 }
@@ -680,6 +681,7 @@ fn a_forged_line_is_found() {
         json!({ "operationId": "never stored" }),
         json!({ "timestamp": rfc3339(1_234_567) }),
         json!({ "userId": "somebody else" }),
+        json!({ "caller": "somebody else" }),
     ];
     for forgery in forgeries {
         let mut evidence = sound();

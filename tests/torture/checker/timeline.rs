@@ -172,6 +172,7 @@ mod tests {
                     key: None,
                     approved: false,
                     instance: String::new(),
+                    caller: None,
                 })
                 .collect();
             let (mut timeline, mut model) = (Timeline::before(&history), Model::default());
