@@ -12,7 +12,7 @@
 //! # What is never so
 //!
 //! - Imports point up this list only, and a test reads them: `causes`, `domain`; `config`; `retry`; `store`, `approver`,
-//!   `operations_log`; `metrics`, `verify`; `ledger`; `service`; `http`; `dev`; `replica`; `commands`.
+//!   `operations_log`, `tokens`; `metrics`, `verify`; `ledger`; `service`; `http`; `dev`; `replica`; `commands`.
 //! - The domain does no I/O and reads no clock.
 //! - Nothing that correctness depends on is kept in a process: replicas meet only in PostgreSQL.
 //! - No database connection is held while the Approver is waited for.
@@ -32,6 +32,7 @@ pub mod replica;
 pub mod retry;
 pub mod service;
 pub mod store;
+pub mod tokens;
 pub mod verify;
 
 /// Most memory of an operation is taken by one thread and given back by another, at which mimalloc is better than glibc.

@@ -24,6 +24,37 @@ pub enum BatchKind {
     Commit,
 }
 
+/// Why a request was refused because of its token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unauthorized {
+    /// It held none.
+    NoToken,
+    /// It held one that is not in the list.
+    UnknownToken,
+    /// It held more than one header.
+    RepeatedHeader,
+    /// Its token does not allow what was asked for.
+    InsufficientScope,
+}
+
+impl Unauthorized {
+    const ALL: [Self; 4] = [
+        Self::NoToken,
+        Self::UnknownToken,
+        Self::RepeatedHeader,
+        Self::InsufficientScope,
+    ];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::NoToken => "no_token",
+            Self::UnknownToken => "unknown_token",
+            Self::RepeatedHeader => "repeated_header",
+            Self::InsufficientScope => "insufficient_scope",
+        }
+    }
+}
+
 /// The counters of one replica.
 pub struct Metrics {
     registry: Registry,
@@ -31,6 +62,7 @@ pub struct Metrics {
     batches: HistogramVec,
     conflicts: IntCounter,
     verdicts: IntCounterVec,
+    unauthorized: IntCounterVec,
     /// Connections to PostgreSQL that are open.
     pub database_connections: IntGauge,
     /// Those of them that wait for work.
@@ -45,6 +77,8 @@ pub struct Metrics {
     pub operations_log_recovered: IntCounter,
     /// 1 until all looks for such changes have been made.
     pub recovery_pending: IntGauge,
+    /// 1 while the list of tokens is an old one because the file could not be read again.
+    pub api_tokens_reload_failed: IntGauge,
 }
 
 impl Default for Metrics {
@@ -72,6 +106,15 @@ impl Metrics {
             "balance_approver_verdicts_total",
             "Verdicts asked of the Approver, by what came.",
         );
+        let unauthorized = Opts::new(
+            "balance_unauthenticated_requests_total",
+            "Requests refused because of their token, by what was wrong with it.",
+        );
+        let unauthorized = register(&registry, IntCounterVec::new(unauthorized, &["reason"]));
+        for reason in Unauthorized::ALL {
+            // There from the start, so that the first one shows as an increase.
+            unauthorized.with_label_values(&[reason.label()]);
+        }
         let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
         Self {
             requests: register(&registry, HistogramVec::new(requests, &request_labels)),
@@ -83,6 +126,7 @@ impl Metrics {
                     "Commits that lost the race for a user's version and were tried again.",
                 ),
             ),
+            unauthorized,
             verdicts: register(&registry, IntCounterVec::new(verdicts, &["verdict"])),
             database_connections: gauge("balance_database_connections", "Open connections to PostgreSQL."),
             database_connections_idle: gauge(
@@ -108,6 +152,10 @@ impl Metrics {
             recovery_pending: gauge(
                 "balance_recovery_pending",
                 "1 until all looks for changes of an earlier run without their lines have been made.",
+            ),
+            api_tokens_reload_failed: gauge(
+                "balance_api_tokens_reload_failed",
+                "1 while the list of tokens is an old one because API_TOKENS_FILE could not be read again.",
             ),
             registry,
         }
@@ -143,6 +191,11 @@ impl Metrics {
             None => "none",
         };
         self.verdicts.with_label_values(&[label]).inc();
+    }
+
+    /// Counts a request that was refused because of its token.
+    pub fn unauthorized(&self, reason: Unauthorized) {
+        self.unauthorized.with_label_values(&[reason.label()]).inc();
     }
 
     /// All counters in Prometheus' text format 0.0.4.

@@ -1,6 +1,6 @@
 //! One replica: its parts wired together, and taken apart again in a written order.
 //!
-//! Start: the log is locked and its end read → changes of an earlier run get the lines they lack → requests are
+//! Start: the tokens are read → the log is locked and its end read → changes of an earlier run get the lines they lack → requests are
 //! taken.
 //!
 //! Shutdown: `/readyz` says no → a pause in which load balancers notice → no new connections → requests under way are
@@ -10,22 +10,31 @@ mod descriptors;
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::approver::Approver;
-use crate::config::{ApproverConfig, DatabaseConfig, HttpConfig, LedgerConfig, OperationsLogConfig, ServiceConfig};
+use crate::config::{
+    AccessConfig, ApproverConfig, DatabaseConfig, HttpConfig, LedgerConfig, OperationsLogConfig, ServiceConfig,
+};
 use crate::domain::SegmentLength;
-use crate::http::{Listening, Stopping, serve};
+use crate::http::{Listening, Offer, Site, Stopping, serve};
 use crate::metrics::Metrics;
 use crate::operations_log::{FinishError, OpenError, OperationsLog};
 use crate::service::{Recovery, Service};
 use crate::store::Store;
+use crate::tokens::{Tokens, TokensError};
 
 pub use descriptors::TooFewDescriptors;
+
+/// How long operators' requests may take when all else has been answered.
+const ADMIN_DRAIN: Duration = Duration::from_secs(2);
 
 /// All that a replica is started with.
 #[derive(Clone, Debug)]
@@ -42,14 +51,27 @@ pub struct ReplicaConfig {
     pub ledger: LedgerConfig,
     /// Where to listen, and how long to take over stopping.
     pub http: HttpConfig,
+    /// Who may ask for what, and where.
+    pub access: AccessConfig,
+}
+
+/// Where a replica is.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// The service.
+    pub service: SocketAddr,
+    /// Metrics and documentation, where they have an address of their own.
+    pub admin: Option<SocketAddr>,
 }
 
 /// Why a replica could not start, or did not end well.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplicaError {
     /// The address cannot be bound.
-    #[error("LISTEN: {address} cannot be listened on: {source}; give another address or stop what uses it")]
+    #[error("{variable}: {address} cannot be listened on: {source}; give another address or stop what uses it")]
     Listen {
+        /// The variable that it came from.
+        variable: &'static str,
         /// The address.
         address: SocketAddr,
         /// Why.
@@ -61,6 +83,9 @@ pub enum ReplicaError {
     /// The client of the Approver cannot be made.
     #[error("APPROVER_URL: the client could not be set up: {0}")]
     Approver(#[source] reqwest::Error),
+    /// The tokens cannot be read.
+    #[error("API_TOKENS_FILE: {0}")]
+    Tokens(#[from] TokensError),
     /// There are too few file descriptors.
     #[error(transparent)]
     Descriptors(#[from] TooFewDescriptors),
@@ -75,25 +100,28 @@ pub enum ReplicaError {
     FinishLog(FinishError),
 }
 
-/// Runs a replica until `shutdown` resolves. `started` is told the address when requests can come.
+/// Runs a replica until `shutdown` resolves. `started` is told the addresses when requests can come.
 ///
 /// # Errors
 ///
 /// [`ReplicaError`]; each message is one line.
 pub async fn run(
     config: ReplicaConfig,
-    started: impl FnOnce(SocketAddr),
+    started: impl FnOnce(Addresses),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ReplicaError> {
-    let address = config.http.listen;
     let config = descriptors::fit(config)?;
+    let tokens = open_tokens(config.access.tokens_file.as_deref())?;
     // An operation is answered at most two seconds after its deadline.
     let request_time = config.http.client_timeout + config.service.operation_timeout + Duration::from_secs(5);
-    let listening =
-        Listening::bind(&config.http, request_time).map_err(|source| ReplicaError::Listen { address, source })?;
+    let listening = bind("LISTEN", &config.http, request_time)?;
+    let admin = config.access.admin.as_ref();
+    let admin = admin
+        .map(|admin| bind("ADMIN_LISTEN", admin, request_time))
+        .transpose()?;
     let approver = Approver::new(&config.approver).map_err(ReplicaError::Approver)?;
     let store = Store::new(&config.database, SegmentLength::DEFAULT);
-    let mut hangup = signal(SignalKind::hangup()).map_err(ReplicaError::Signals)?;
+    let hangup = signal(SignalKind::hangup()).map_err(ReplicaError::Signals)?;
     // Without a handler, a file that reaches `ulimit -f` would end the process; with one, the write fails and the log
     // fails closed.
     let _file_size = signal(SignalKind::from_raw(nix::libc::SIGXFSZ)).map_err(ReplicaError::Signals)?;
@@ -103,14 +131,8 @@ pub async fn run(
     let recovery = Recovery::prepare(&opened, config.service.operation_timeout).await;
     let (log, writer) = opened.start().await.map_err(ReplicaError::OpenLog)?;
 
-    let reopened = log.clone();
-    let reopening = tokio::spawn(async move {
-        while hangup.recv().await.is_some() {
-            reopened.reopen();
-        }
-    });
-
     let metrics = Arc::new(Metrics::new());
+    let reopening = tokio::spawn(reopen_at(hangup, log.clone(), tokens.clone(), Arc::clone(&metrics)));
     let operation_timeout = config.service.operation_timeout;
     let service = Arc::new(Service::new(
         store,
@@ -122,7 +144,11 @@ pub async fn run(
     ));
     let recovering = recovery.begin(Arc::clone(&service)).await;
     let stopping = Stopping::default();
-    started(listening.address());
+    let addresses = Addresses {
+        service: listening.address(),
+        admin: admin.as_ref().map(Listening::address),
+    };
+    started(addresses);
     let not_ready_first = {
         let stopping = stopping.clone();
         async move {
@@ -131,15 +157,29 @@ pub async fn run(
             tokio::time::sleep(config.http.shutdown_delay).await;
         }
     };
-    let served = serve(
-        listening,
-        Arc::clone(&service),
-        metrics,
-        stopping,
-        not_ready_first,
-        config.http.shutdown_timeout,
-    )
-    .await
+    let site = |offer| Site {
+        service: Arc::clone(&service),
+        metrics: Arc::clone(&metrics),
+        stopping: stopping.clone(),
+        tokens: tokens.clone(),
+        offer,
+    };
+    let drain = config.http.shutdown_timeout;
+    let served = match admin {
+        None => serve(listening, site(Offer::Everything), not_ready_first, drain).await,
+        // Operators can look on until clients are answered.
+        Some(admin) => {
+            let answered = CancellationToken::new();
+            let clients = async {
+                let served = serve(listening, site(Offer::Operations), not_ready_first, drain).await;
+                answered.cancel();
+                served
+            };
+            let operators = serve(admin, site(Offer::Administration), answered.cancelled(), ADMIN_DRAIN);
+            let (clients, operators) = tokio::join!(clients, operators);
+            clients.and(operators)
+        }
+    }
     .map_err(ReplicaError::Serve);
 
     recovering.stop().await;
@@ -154,4 +194,42 @@ pub async fn run(
     let finished = writer.finish().await.map_err(ReplicaError::FinishLog);
     service.close();
     served.and(finished)
+}
+
+fn bind(variable: &'static str, config: &HttpConfig, request_time: Duration) -> Result<Listening, ReplicaError> {
+    let address = config.listen;
+    Listening::bind(config, request_time).map_err(|source| ReplicaError::Listen {
+        variable,
+        address,
+        source,
+    })
+}
+
+/// Blocks for as long as it takes to read a small file; nothing else goes on yet.
+fn open_tokens(file: Option<&Path>) -> Result<Option<Arc<Tokens>>, TokensError> {
+    let tokens = file.map(Tokens::open).transpose()?;
+    Ok(tokens.map(Arc::new))
+}
+
+/// At each SIGHUP, opens the log anew and reads the tokens again.
+async fn reopen_at(mut hangup: Signal, log: OperationsLog, tokens: Option<Arc<Tokens>>, metrics: Arc<Metrics>) {
+    while hangup.recv().await.is_some() {
+        log.reopen();
+        if let Some(tokens) = tokens.clone() {
+            reload(tokens, &metrics).await;
+        }
+    }
+}
+
+async fn reload(tokens: Arc<Tokens>, metrics: &Metrics) {
+    // A reading that panics has failed too.
+    let reloaded = match spawn_blocking(move || tokens.reload()).await {
+        Ok(reloaded) => reloaded.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    metrics.api_tokens_reload_failed.set(i64::from(reloaded.is_err()));
+    match reloaded {
+        Ok(count) => tracing::info!(count, "the tokens were read again"),
+        Err(error) => tracing::error!("the tokens stay as they were; API_TOKENS_FILE: {error}"),
+    }
 }

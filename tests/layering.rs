@@ -11,7 +11,7 @@ const ORDER: [&[&str]; 11] = [
     &["causes", "domain"],
     &["config"],
     &["retry"],
-    &["store", "approver", "operations_log"],
+    &["store", "approver", "operations_log", "tokens"],
     &["metrics", "verify"],
     &["ledger"],
     &["service"],

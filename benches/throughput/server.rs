@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use balance::config::{DatabaseArguments, HttpConfig, ServiceArguments};
-use balance::http::{Listening, Stopping, serve};
+use balance::http::{Listening, Offer, Site, Stopping, serve};
 use balance::metrics::Metrics;
 use balance::operations_log::OperationsLog;
 use balance::service::UseCases;
@@ -70,5 +70,12 @@ async fn answer<S: UseCases>(use_cases: Arc<S>, config: &HttpConfig) -> Outcome<
         terminate.recv().await;
     };
     let (metrics, stopping) = (Arc::new(Metrics::new()), Stopping::default());
-    Ok(serve(listening, use_cases, metrics, stopping, stop, DRAIN).await?)
+    let site = Site {
+        service: use_cases,
+        metrics,
+        stopping,
+        tokens: None,
+        offer: Offer::Everything,
+    };
+    Ok(serve(listening, site, stop, DRAIN).await?)
 }

@@ -1,14 +1,13 @@
 //! `balance dev`: all of it on this machine, with nothing to set up.
 
 use std::io::IsTerminal;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use super::{CommandError, DevArguments, Shutdown, say};
 use crate::config::{ApproverUrl, DatabaseUrl, StandInOptions};
 use crate::dev::{PostgresOptions, PrivatePostgres, StandInApprover, StopMode};
-use crate::replica;
+use crate::replica::{self, Addresses};
 use crate::store::migrate;
 
 /// The database inside the private PostgreSQL.
@@ -79,7 +78,11 @@ async fn with_postgres(
         threshold: config.service.approval_threshold,
     };
     let log = postgres.log_path().display().to_string();
-    let serving = replica::run(config.clone(), |address| banner.print(address), shutdown.requested());
+    let serving = replica::run(
+        config.clone(),
+        |addresses| banner.print(addresses),
+        shutdown.requested(),
+    );
     let result = tokio::select! {
         served = serving => served.map_err(CommandError::from),
         status = postgres.exited() => Err(CommandError::PostgresEnded { status, log }),
@@ -98,8 +101,9 @@ struct Banner {
 }
 
 impl Banner {
-    fn print(&self, address: SocketAddr) {
-        let url = format!("http://{address}");
+    fn print(&self, addresses: Addresses) {
+        let url = format!("http://{}", addresses.service);
+        let admin = format!("http://{}", addresses.admin.unwrap_or(addresses.service));
         let bold = if std::io::stdout().is_terminal() {
             ("\x1b[1m", "\x1b[0m")
         } else {
@@ -112,7 +116,7 @@ impl Banner {
         ));
         say(format_args!("Operations log  {}", self.log));
         say(format_args!("Service         {}{url}{}", bold.0, bold.1));
-        say(format_args!("Swagger UI      {url}/docs"));
+        say(format_args!("Swagger UI      {admin}/docs"));
         say("");
         say("Try, in another terminal:");
         say("");

@@ -1,6 +1,7 @@
 //! The subcommands: each reads its configuration, does its work and gives back an error of one line.
 
 mod dev;
+mod token;
 mod verify;
 
 use std::fmt::Display;
@@ -14,10 +15,11 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{
-    ApproverArguments, ConfigError, DatabaseArguments, ServiceArguments, StandInArguments, VerifyArguments,
+    AccessArguments, ApproverArguments, ConfigError, DatabaseArguments, ServiceArguments, StandInArguments,
+    VerifyArguments,
 };
 use crate::dev::{PostgresError, StandInApprover};
-use crate::replica::{self, ReplicaConfig, ReplicaError};
+use crate::replica::{self, Addresses, ReplicaConfig, ReplicaError};
 use crate::store::{MigrationError, migrate};
 
 /// Keeps users' balances on PostgreSQL: changes them, and tells what a balance is as of any moment
@@ -39,6 +41,9 @@ enum Command {
     /// Check every invariant of the stored ledger, and the operations logs against it
     #[command(after_help = verify::EXIT_CODES)]
     Verify(VerifyArguments),
+    /// Print a fresh bearer token and its line for API_TOKENS_FILE
+    #[command(after_help = "balance token payroll >> tokens")]
+    Token(token::TokenArguments),
     /// Print the OpenAPI document
     Openapi,
     /// Run a stand-in for the Approver, for trying things out
@@ -53,6 +58,8 @@ struct ServeArguments {
     approver: ApproverArguments,
     #[command(flatten)]
     service: ServiceArguments,
+    #[command(flatten)]
+    access: AccessArguments,
 }
 
 #[derive(Args, Clone)]
@@ -98,6 +105,9 @@ pub enum CommandError {
     /// The check came to no end.
     #[error(transparent)]
     Verify(#[from] verify::Unverified),
+    /// The operating system gives no random bytes.
+    #[error("there are no random bytes to make a token of")]
+    NoRandomness,
     /// Signals cannot be listened for.
     #[error("signals cannot be handled: {0}")]
     Signals(#[source] std::io::Error),
@@ -115,6 +125,7 @@ impl CommandError {
             | CommandError::Postgres(_)
             | CommandError::PostgresEnded { .. }
             | CommandError::StandIn { .. }
+            | CommandError::NoRandomness
             | CommandError::Signals(_) => ExitCode::FAILURE,
         }
     }
@@ -148,6 +159,7 @@ impl Cli {
                 say(crate::http::document().trim_end());
                 Ok(())
             }
+            Command::Token(arguments) => token::run(&arguments),
             Command::StandInApprover(arguments) => stand_in(&arguments).await,
         }?;
         Ok(ExitCode::SUCCESS)
@@ -157,11 +169,13 @@ impl Cli {
 impl ServeArguments {
     fn replica(&self) -> Result<ReplicaConfig, ConfigError> {
         let service = self.service.service()?;
+        let http = self.service.http()?;
         Ok(ReplicaConfig {
             database: self.database.database(format!("balance {}", service.instance))?,
             approver: self.approver.approver()?,
             operations_log: self.service.operations_log()?,
-            http: self.service.http()?,
+            access: self.access.access(&http)?,
+            http,
             ledger: self.service.ledger()?,
             service,
         })
@@ -171,7 +185,12 @@ impl ServeArguments {
 async fn serve(arguments: &ServeArguments) -> Result<(), CommandError> {
     let config = arguments.replica()?;
     let shutdown = Shutdown::listen()?;
-    let started = |address| tracing::info!(%address, "serving");
+    let started = |Addresses { service, admin }| {
+        if let Some(address) = admin {
+            tracing::info!(%address, "serving metrics and documentation");
+        }
+        tracing::info!(address = %service, "serving");
+    };
     replica::run(config, started, shutdown.requested()).await?;
     tracing::info!("stopped");
     Ok(())

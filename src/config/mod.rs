@@ -10,6 +10,7 @@
 //! | [`OperationsLogConfig`] | `OPERATIONS_LOG`, `OPERATIONS_LOG_SYNC`, `INSTANCE`, `OPERATIONS_IN_FLIGHT`, `CONNECTIONS` |
 //! | [`ServiceConfig`] | `APPROVAL_THRESHOLD`, `OPERATION_TIMEOUT_MS`, `OPERATIONS_IN_FLIGHT`, `INSTANCE` |
 //! | [`LedgerConfig`] | `OPERATION_TIMEOUT_MS`, `OPERATIONS_IN_FLIGHT`, `COMMIT_BATCH_USERS`, `COMMIT_LANES`, `READ_STATEMENTS` |
+//! | [`AccessConfig`] | `API_TOKENS_FILE`, `ADMIN_LISTEN` |
 //! | [`HttpConfig`] | `LISTEN`, `CONNECTIONS`, `IDLE_TIMEOUT_MS`, `CLIENT_TIMEOUT_MS`, `SHUTDOWN_DELAY_MS`, `SHUTDOWN_TIMEOUT_MS` |
 
 mod arguments;
@@ -20,7 +21,9 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use arguments::{ApproverArguments, DatabaseArguments, ServiceArguments, StandInArguments, VerifyArguments};
+pub use arguments::{
+    AccessArguments, ApproverArguments, DatabaseArguments, ServiceArguments, StandInArguments, VerifyArguments,
+};
 pub use urls::{ApproverUrl, DatabaseUrl};
 
 /// A value that cannot be used. Its message is one line: the variable, the value and what is allowed.
@@ -156,6 +159,16 @@ pub struct HttpConfig {
     pub shutdown_delay: Duration,
     /// From `SHUTDOWN_TIMEOUT_MS`: how long requests under way may take after that.
     pub shutdown_timeout: Duration,
+}
+
+/// Who may ask for what, and where.
+#[derive(Clone, Debug)]
+pub struct AccessConfig {
+    /// From `API_TOKENS_FILE`: the list of tokens. Without one everyone may ask for everything.
+    pub tokens_file: Option<PathBuf>,
+    /// From `ADMIN_LISTEN`: an address of its own for metrics and documentation, with connections of its own, so that clients
+    /// who take all of theirs do not keep operators out. The times are those of the service's address.
+    pub admin: Option<HttpConfig>,
 }
 
 /// How the stand-in for the Approver behaves; from `STAND_IN_LISTEN`, `STAND_IN_DELAY_MS`, `STAND_IN_DENY_ABOVE`.

@@ -34,6 +34,10 @@ const INVALID: (u16, &str) = (
     400,
     "The request is not valid: `invalid_request`. `detail` names what is wrong and how it is right.",
 );
+const UNAUTHENTICATED: (u16, &str) = (
+    401,
+    "The service asks for a token, and the request holds none that is known: `unauthenticated`.",
+);
 const UNAVAILABLE: (u16, &str) = (
     503,
     "Nothing could be answered now; try again after `Retry-After`. `database_unavailable`, \
@@ -47,9 +51,10 @@ pub struct Changing;
 impl Problems for Changing {
     const STATUSES: &'static [(u16, &'static str)] = &[
         INVALID,
+        UNAUTHENTICATED,
         (
             403,
-            "The change is refused and nothing was changed: `approver_denied`, `insufficient_funds` (with `at` and \
+            "The change is refused and nothing was changed: `insufficient_scope` of the token, `approver_denied`, `insufficient_funds` (with `at` and \
              `shortfall`), `balance_limit` (with `at`).",
         ),
         (408, "The body did not arrive in time: `request_timeout`."),
@@ -74,7 +79,12 @@ impl Problems for Changing {
 pub struct Reading;
 
 impl Problems for Reading {
-    const STATUSES: &'static [(u16, &'static str)] = &[INVALID, UNAVAILABLE];
+    const STATUSES: &'static [(u16, &'static str)] = &[
+        INVALID,
+        UNAUTHENTICATED,
+        (403, "The token does not allow reading: `insufficient_scope`."),
+        UNAVAILABLE,
+    ];
 }
 
 /// The problems of the probe of readiness.
@@ -147,6 +157,7 @@ impl<S: UseCases> Api<S> {
         let Header(_) = idempotency_key;
         parameters::check_query(request, &[])?;
         let idempotency_key = parameters::idempotency_key(request)?;
+        let caller = parameters::caller(request);
         let fields = body.0?;
         let request = ChangeRequest {
             user_id: fields.user_id,
@@ -154,7 +165,7 @@ impl<S: UseCases> Api<S> {
             balance_change: fields.balance_change,
             timestamp: fields.timestamp,
             idempotency_key,
-            caller: None,
+            caller,
         };
         let service = Arc::clone(self.service());
         Ok(Deferred::new(async move {
@@ -188,15 +199,10 @@ impl<S: UseCases> Api<S> {
         parameters::check_query(request, &["timestamp"])?;
         let user_id = parameters::user_id(user_id.0)?;
         let at = parameters::timestamp("timestamp", timestamp.0)?;
+        let caller = parameters::caller(request);
         let service = Arc::clone(self.service());
         Ok(Deferred::new(async move {
-            let balance = service
-                .balance(BalanceRequest {
-                    user_id,
-                    at,
-                    caller: None,
-                })
-                .await?;
+            let balance = service.balance(BalanceRequest { user_id, at, caller }).await?;
             Ok::<_, ProblemOf<Reading>>(Success(balance.into()))
         }))
     }
@@ -264,7 +270,7 @@ impl<S: UseCases> Api<S> {
             order,
             beyond: cursor.map(|cursor| cursor.last),
             limit,
-            caller: None,
+            caller: parameters::caller(request),
         };
         let service = Arc::clone(self.service());
         Ok(Deferred::new(async move {

@@ -23,6 +23,9 @@ pub const MAX_BODY_BYTES: usize = 64 * 1024;
 /// How much of a body that is too large is still taken, so that the client gets to read the answer.
 const MAX_DISCARDED_BYTES: usize = 16 * 1024 * 1024;
 
+/// How long a body is taken that nobody wants.
+const DISCARD_TIME: Duration = Duration::from_millis(250);
+
 /// Where nothing is said.
 pub const DEFAULT_TIME: BodyTime = BodyTime(Duration::from_secs(10));
 
@@ -76,6 +79,15 @@ impl<'a> ApiExtractor<'a> for ChangeRequestBody {
     ) -> poem::Result<Self> {
         let BodyTime(time) = request.extensions().get().copied().unwrap_or(DEFAULT_TIME);
         Ok(Self(read(request.headers(), body.take()?, time).await))
+    }
+}
+
+/// Takes a body that nobody wants, for a moment: a connection that is closed with something left to read is reset, and the
+/// client may lose the answer. A client that waits to be told to go on is not waited for.
+pub async fn discard(headers: &HeaderMap, body: Body) {
+    if !headers.contains_key(header::EXPECT) {
+        // Whatever comes of it, the answer is another.
+        let _ = timeout(DISCARD_TIME, take(headers, body)).await;
     }
 }
 

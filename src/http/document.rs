@@ -7,11 +7,13 @@ use poem_openapi::{LicenseObject, OpenApiService};
 use serde_json::{Map, Value, json};
 
 use super::api::{Api, Stopping};
+use super::authorization::{self, Refused};
 use super::body;
 use super::problem::{Code, Problem};
 use crate::domain::{Refusal, Timestamp};
 use crate::metrics::Metrics;
 use crate::service::{ChangeError, Service, Unavailable, UseCases};
+use crate::tokens::Scope;
 
 const DESCRIPTION: &str = "Keeps the balances of users. A balance is a sum over time: each change has a timestamp, and \
 `balance(t)` counts all changes stamped at or before `t`. A change is accepted only if no moment from its timestamp on \
@@ -75,6 +77,7 @@ fn complete(spec: &str) -> String {
     let metrics = &mut document["paths"]["/metrics"]["get"]["responses"]["200"];
     metrics["description"] = json!("The counters.");
     metrics["content"]["text/plain; charset=utf-8"]["example"] = json!(METRICS);
+    authorization::describe(&mut document);
     let mut text = serde_json::to_string_pretty(&document).expect("a JSON value can be written");
     text.push('\n');
     text
@@ -128,7 +131,7 @@ fn problem_examples() -> Vec<(&'static str, &'static str, &'static str, Vec<Prob
     };
     let timestamp = "timestamp must be an RFC 3339 date-time, for example 2026-01-31T12:00:00Z.";
     let at = Timestamp::parse("2026-01-31T12:00:00Z").expect("a date-time of RFC 3339");
-    vec![
+    let mut examples = vec![
         (
             "/changeBalance",
             "post",
@@ -141,6 +144,7 @@ fn problem_examples() -> Vec<(&'static str, &'static str, &'static str, Vec<Prob
             "403",
             vec![
                 Problem::from(insufficient_funds()),
+                Refused::Scope(Scope::Write).problem(),
                 Problem::from(ChangeError::ApproverDenied),
                 Problem::from(ChangeError::Refused(Refusal::BalanceLimit { at })),
             ],
@@ -188,5 +192,16 @@ fn problem_examples() -> Vec<(&'static str, &'static str, &'static str, Vec<Prob
                 "The service is stopping; use another replica.",
             )],
         ),
-    ]
+    ];
+    for path in ["/{userId}/balance", "/{userId}/history"] {
+        examples.push((path, "get", "403", vec![Refused::Scope(Scope::Read).problem()]));
+    }
+    for (path, method) in [
+        ("/changeBalance", "post"),
+        ("/{userId}/balance", "get"),
+        ("/{userId}/history", "get"),
+    ] {
+        examples.push((path, method, "401", vec![Refused::NoToken.problem()]));
+    }
+    examples
 }

@@ -2,6 +2,7 @@
 //! a problem.
 
 mod api;
+mod authorization;
 mod body;
 mod connection;
 mod deferred;
@@ -10,6 +11,7 @@ mod listener;
 mod parameters;
 mod phase;
 mod problem;
+mod routes;
 mod types;
 
 use std::sync::Arc;
@@ -17,35 +19,48 @@ use std::time::{Duration, Instant};
 
 use poem::error::{MethodNotAllowedError, NotFoundError, ParsePathError};
 use poem::http::{HeaderValue, Method, header};
-use poem::web::Html;
 use poem::{Endpoint, EndpointExt, IntoEndpoint, IntoResponse, Request, Response, Route, Server, get};
 use poem_openapi::error::ParseParamError;
 
 pub use api::Stopping;
 pub use document::document;
 pub use listener::Listening;
+pub use routes::Offer;
 
 use api::Api;
+use authorization::Authorization;
 use body::BodyTime;
 use problem::{Code, Problem};
+use routes::{Audience, KnownRoute};
 
 use crate::metrics::Metrics;
 use crate::service::UseCases;
-
-/// The paths, and the methods each has; what no path matches is counted under one name.
-const ROUTES: [(&str, &str); 8] = [
-    ("/changeBalance", "POST"),
-    ("/{userId}/balance", "GET, HEAD"),
-    ("/{userId}/history", "GET, HEAD"),
-    ("/livez", "GET, HEAD"),
-    ("/readyz", "GET, HEAD"),
-    ("/metrics", "GET, HEAD"),
-    ("/openapi.json", "GET, HEAD"),
-    ("/docs", "GET, HEAD"),
-];
+use crate::tokens::Tokens;
 
 /// The name under which requests to no path are counted.
 const UNMATCHED: &str = "unmatched";
+
+/// What is served at an address.
+pub struct Site<S> {
+    /// The use cases.
+    pub service: Arc<S>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Whether the service is stopping.
+    pub stopping: Stopping,
+    /// Those that operations need; without a list they need none.
+    pub tokens: Option<Arc<Tokens>>,
+    /// Which paths there are.
+    pub offer: Offer,
+}
+
+/// What a request passes before it comes to a handler, and its answer afterwards.
+struct Gate {
+    offer: Offer,
+    authorization: Authorization,
+    metrics: Arc<Metrics>,
+    body_time: BodyTime,
+}
 
 /// Serves until `shutdown` resolves, then answers what is under way, for at most `drain`.
 ///
@@ -54,30 +69,37 @@ const UNMATCHED: &str = "unmatched";
 /// If the listener fails for good.
 pub async fn serve<S: UseCases>(
     listening: Listening,
-    service: Arc<S>,
-    metrics: Arc<Metrics>,
-    stopping: Stopping,
+    site: Site<S>,
     shutdown: impl Future<Output = ()>,
     drain: Duration,
 ) -> std::io::Result<()> {
+    let Site {
+        service,
+        metrics,
+        stopping,
+        tokens,
+        offer,
+    } = site;
+    let gate = Gate {
+        offer,
+        authorization: Authorization::new(tokens, Arc::clone(&metrics)),
+        metrics: Arc::clone(&metrics),
+        body_time: BodyTime(listening.body_time()),
+    };
     let api = Api {
         service: Some(service),
-        metrics: Arc::clone(&metrics),
+        metrics,
         stopping,
     };
-    let body_time = BodyTime(listening.body_time());
     Server::new_with_acceptor(listening)
-        .run_with_graceful_shutdown(application(api, metrics, body_time), shutdown, Some(drain))
+        .run_with_graceful_shutdown(application(api, gate), shutdown, Some(drain))
         .await
 }
 
-fn application<S: UseCases>(
-    api: Api<S>,
-    metrics: Arc<Metrics>,
-    body_time: BodyTime,
-) -> impl Endpoint<Output = Response> + 'static {
+fn application<S: UseCases>(api: Api<S>, gate: Gate) -> impl Endpoint<Output = Response> + 'static {
     let document = document();
     let docs = document::swagger_ui(&document);
+    let gate = Arc::new(gate);
     let routes = Route::new()
         .nest_no_strip("/", document::open_api_service(api).into_endpoint())
         .at(
@@ -88,61 +110,102 @@ fn application<S: UseCases>(
                     .body(document.clone())
             })),
         )
-        .at("/docs", get(poem::endpoint::make_sync(move |_| Html(docs.clone()))));
+        .at(
+            "/docs",
+            get(poem::endpoint::make_sync(move |_| {
+                Response::builder()
+                    .content_type("text/html; charset=utf-8")
+                    .body(docs.clone())
+            })),
+        );
     routes.around(move |routes, request| {
-        let metrics = Arc::clone(&metrics);
-        async move { Ok(answer(&*routes, request, &metrics, body_time).await) }
+        let gate = Arc::clone(&gate);
+        async move { Ok(gate.answer(&*routes, request).await) }
     })
 }
 
-/// Calls the routes; whatever comes of it is an answer, and is counted.
-async fn answer<E: Endpoint>(routes: &E, mut request: Request, metrics: &Metrics, body_time: BodyTime) -> Response {
-    let began = Instant::now();
-    let route = route_of(request.uri().path());
-    let method = request.method().clone();
-    if method == Method::HEAD {
-        // Answered as GET; hyper leaves out the body.
-        request.set_method(Method::GET);
+impl Gate {
+    /// Calls the routes; whatever comes of it is an answer, and is counted.
+    async fn answer<E: Endpoint>(&self, routes: &E, mut request: Request) -> Response {
+        let began = Instant::now();
+        let route = self.offer.route_of(request.uri().path());
+        let method = request.method().clone();
+        let mut response = match self.admit(route, &mut request).await {
+            Ok(route) => self.handle(routes, route, request).await,
+            Err(refusal) => refusal,
+        };
+        response
+            .headers_mut()
+            .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        self.metrics.request(
+            route.map_or(UNMATCHED, |route| route.pattern),
+            known_method(&method),
+            response.status().as_u16(),
+            began.elapsed().as_secs_f64(),
+        );
+        response
     }
-    if method == Method::POST {
-        request.extensions_mut().insert(body_time);
+
+    /// Lets a request pass to a path that there is here, with a token that allows it; who asks is noted with it.
+    async fn admit(
+        &self,
+        route: Option<&'static KnownRoute>,
+        request: &mut Request,
+    ) -> Result<&'static KnownRoute, Response> {
+        let Some(route) = route else {
+            let paths: Vec<_> = self.offer.routes().map(|route| route.pattern).collect();
+            let detail = format!("There is no such path; there are {}.", paths.join(", "));
+            return Err(Problem::new(Code::NotFound, detail).into_response());
+        };
+        let needed = match route.audience {
+            Audience::Client(scope) => scope,
+            Audience::Prober | Audience::Administrator => return Ok(route),
+        };
+        match self.authorization.check(request, needed) {
+            Ok(None) => {}
+            Ok(Some(caller)) => {
+                request.extensions_mut().insert(caller);
+            }
+            Err(refused) => {
+                let body = request.take_body();
+                body::discard(request.headers(), body).await;
+                return Err(refused.into_response());
+            }
+        }
+        Ok(route)
     }
-    let routed = routes.call(request).await;
-    let mut response = match routed {
-        Ok(response) => deferred::resolve(response.into_response()).await,
-        Err(error) => to_problem(error, route),
-    };
-    response
-        .headers_mut()
-        .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    let pattern = route.map_or(UNMATCHED, |(pattern, _)| pattern);
-    let method = known_method(&method);
-    metrics.request(
-        pattern,
-        method,
-        response.status().as_u16(),
-        began.elapsed().as_secs_f64(),
-    );
-    response
+
+    async fn handle<E: Endpoint>(&self, routes: &E, route: &KnownRoute, mut request: Request) -> Response {
+        match *request.method() {
+            // Answered as GET; hyper leaves out the body.
+            Method::HEAD => request.set_method(Method::GET),
+            Method::POST => {
+                request.extensions_mut().insert(self.body_time);
+            }
+            _ => {}
+        }
+        match routes.call(request).await {
+            Ok(response) => deferred::resolve(response.into_response()).await,
+            Err(error) => to_problem(error, route),
+        }
+    }
 }
 
 /// The one match that turns what poem and poem-openapi refuse by themselves into problems. Handlers have made their
 /// problems already.
-fn to_problem(error: poem::Error, route: Option<(&'static str, &'static str)>) -> Response {
+fn to_problem(error: poem::Error, route: &KnownRoute) -> Response {
     if error.is_from_response() {
         return error.into_response();
     }
-    let paths = || ROUTES.map(|(pattern, _)| pattern).join(", ");
     if error.is::<NotFoundError>() {
-        return Problem::new(Code::NotFound, format!("There is no such path; there are {}.", paths())).into_response();
+        return Problem::new(Code::NotFound, "There is no such path; see /docs for those there are.").into_response();
     }
     if error.is::<MethodNotAllowedError>() {
-        let allowed = route.map_or("", |(_, methods)| methods);
-        let detail = format!("This path has no such method; it has {allowed}.");
+        let detail = format!("This path has no such method; it has {}.", route.methods);
         let mut response = Problem::new(Code::MethodNotAllowed, detail).into_response();
         response
             .headers_mut()
-            .insert(header::ALLOW, HeaderValue::from_static(allowed));
+            .insert(header::ALLOW, HeaderValue::from_static(route.methods));
         return response;
     }
     if error.is::<ParsePathError>() {
@@ -161,17 +224,6 @@ fn to_problem(error: poem::Error, route: Option<(&'static str, &'static str)>) -
     Problem::from(crate::service::Unavailable::Internal).into_response()
 }
 
-fn route_of(path: &str) -> Option<(&'static str, &'static str)> {
-    let mut segments = path.strip_prefix('/')?.split('/');
-    let pattern = match (segments.next()?, segments.next(), segments.next()) {
-        (_, Some("balance"), None) => "/{userId}/balance",
-        (_, Some("history"), None) => "/{userId}/history",
-        (_, None, None) => path,
-        _ => return None,
-    };
-    ROUTES.into_iter().find(|(known, _)| *known == pattern)
-}
-
 /// Methods are the client's to invent; labels are not.
 fn known_method(method: &Method) -> &'static str {
     match *method {
@@ -183,26 +235,5 @@ fn known_method(method: &Method) -> &'static str {
         Method::DELETE => "DELETE",
         Method::OPTIONS => "OPTIONS",
         _ => "_OTHER",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn requests_are_counted_by_route_and_never_by_user() {
-        for (path, pattern) in [
-            ("/alice/balance", Some("/{userId}/balance")),
-            ("/docs/history", Some("/{userId}/history")),
-            ("/docs", Some("/docs")),
-            ("/changeBalance", Some("/changeBalance")),
-            ("/alice", None),
-            ("/a/b/balance", None),
-            ("/docs/", None),
-            ("/", None),
-        ] {
-            assert_eq!(route_of(path).map(|(pattern, _)| pattern), pattern, "{path}");
-        }
     }
 }

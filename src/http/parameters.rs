@@ -7,7 +7,7 @@ use url::form_urlencoded;
 
 use super::problem::Problem;
 use super::types::{CursorText, DateTime, LimitText, OrderText, UserIdText};
-use crate::domain::{IdempotencyKey, InvalidIdempotencyKey, Timestamp, UserId};
+use crate::domain::{CallerName, IdempotencyKey, InvalidIdempotencyKey, Timestamp, UserId};
 use crate::store::{HistoryOrder, Place};
 
 /// The largest page of the history.
@@ -39,6 +39,11 @@ pub fn check_query(request: &Request, known: &[&str]) -> Result<(), Problem> {
         seen.push(name.into_owned());
     }
     Ok(())
+}
+
+/// Who asks, as the request's token has told before it came here.
+pub fn caller(request: &Request) -> Option<CallerName> {
+    request.extensions().get().cloned()
 }
 
 pub fn user_id(text: UserIdText) -> Result<UserId, Problem> {

@@ -25,6 +25,8 @@ const RETRY_AFTER_SECONDS: &str = "1";
 #[oai(rename_all = "snake_case", rename = "ProblemCode")]
 pub enum Code {
     InvalidRequest,
+    Unauthenticated,
+    InsufficientScope,
     NotFound,
     MethodNotAllowed,
     RequestTimeout,
@@ -48,12 +50,15 @@ impl Code {
     fn status(self) -> StatusCode {
         match self {
             Code::InvalidRequest => StatusCode::BAD_REQUEST,
+            Code::Unauthenticated => StatusCode::UNAUTHORIZED,
             Code::NotFound => StatusCode::NOT_FOUND,
             Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Code::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Code::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Code::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Code::ApproverDenied | Code::InsufficientFunds | Code::BalanceLimit => StatusCode::FORBIDDEN,
+            Code::InsufficientScope | Code::ApproverDenied | Code::InsufficientFunds | Code::BalanceLimit => {
+                StatusCode::FORBIDDEN
+            }
             Code::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Code::DatabaseUnavailable
             | Code::ApproverUnavailable
@@ -69,6 +74,8 @@ impl Code {
     fn title(self) -> &'static str {
         match self {
             Code::InvalidRequest => "The request is not valid",
+            Code::Unauthenticated => "The request holds no token that is known",
+            Code::InsufficientScope => "The token does not allow this",
             Code::NotFound => "There is no such path",
             Code::MethodNotAllowed => "The path does not have this method",
             Code::RequestTimeout => "The request took too long to arrive",

@@ -41,7 +41,10 @@ pub(super) fn fit(mut config: ReplicaConfig) -> Result<ReplicaConfig, TooFewDesc
         turned_away: config.http.turned_away.get(),
         calls: config.approver.calls_in_flight,
     };
-    let shares = share(limit, config.database.connections, &wanted)?;
+    let admin = config.access.admin.as_ref();
+    // Operators keep theirs, whatever clients take.
+    let admin = admin.map_or(0, |admin| 1 + admin.connections.get() + admin.turned_away.get());
+    let shares = share(limit, config.database.connections, admin, &wanted)?;
     if shares != wanted {
         let (connections, calls) = (shares.connections, shares.calls);
         tracing::warn!(limit, connections, calls, "the limit on open files is low");
@@ -53,8 +56,13 @@ pub(super) fn fit(mut config: ReplicaConfig) -> Result<ReplicaConfig, TooFewDesc
     Ok(config)
 }
 
-fn share(limit: usize, database_connections: usize, wanted: &Shares) -> Result<Shares, TooFewDescriptors> {
-    let reserved = OWN + database_connections;
+fn share(
+    limit: usize,
+    database_connections: usize,
+    admin: usize,
+    wanted: &Shares,
+) -> Result<Shares, TooFewDescriptors> {
+    let reserved = OWN + database_connections + admin;
     let rest = limit.saturating_sub(reserved);
     if rest < PART {
         return Err(TooFewDescriptors {
@@ -84,25 +92,28 @@ mod tests {
 
     #[test]
     fn no_more_descriptors_are_given_out_than_there_are() {
-        for limit in 48..20_000 {
+        for (limit, admin) in (48..20_000)
+            .map(|limit| (limit, 0))
+            .chain((128..20_000).map(|limit| (limit, 80)))
+        {
             let Shares {
                 connections,
                 turned_away,
                 calls,
-            } = share(limit, 16, &WANTED).unwrap();
+            } = share(limit, 16, admin, &WANTED).unwrap();
             assert!(connections.min(turned_away).min(calls) > 0, "{limit}");
-            assert!(connections + turned_away + calls + 16 + OWN <= limit, "{limit}");
+            assert!(connections + turned_away + calls + 16 + admin + OWN <= limit, "{limit}");
         }
     }
 
     #[test]
     fn where_there_are_enough_all_get_what_they_want() {
-        assert_eq!(share(20_000, 16, &WANTED).unwrap(), WANTED);
+        assert_eq!(share(20_000, 16, 0, &WANTED).unwrap(), WANTED);
     }
 
     #[test]
     fn too_few_are_told_with_what_is_needed() {
-        let message = share(47, 16, &WANTED).unwrap_err().to_string();
+        let message = share(47, 16, 0, &WANTED).unwrap_err().to_string();
         assert!(
             message.contains("is 47") && message.contains("48 are needed"),
             "{message}"

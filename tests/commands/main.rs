@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use support::postgres::fresh_database;
 use support::replica::Scratch;
+use support::tokens;
 
 const BALANCE: &str = env!("CARGO_BIN_EXE_balance");
 const PASSWORD: &str = "hunter2";
@@ -78,6 +79,7 @@ fn a_wrong_value_stops_serve_with_one_line_that_names_variable_value_and_what_is
         ("COMMIT_LANES", vec!["0", "65"], "from 1 to 64"),
         ("READ_STATEMENTS", vec!["0", "65"], "from 1 to 64"),
         ("CONNECTIONS", vec!["0", "-5"], "from 1 to 1000000"),
+        ("ADMIN_LISTEN", vec!["localhost", "8081"], "127.0.0.1:8080"),
         ("IDLE_TIMEOUT_MS", vec!["0", "75s"], "3600000"),
         ("CLIENT_TIMEOUT_MS", vec!["0", "-1"], "3600000"),
         ("SHUTDOWN_DELAY_MS", vec!["-1", "soon"], "3600000"),
@@ -205,6 +207,35 @@ async fn migrate_may_run_from_many_processes_at_once_and_again() {
         applied += usize::from(said.starts_with("Applied"));
     }
     assert_eq!(applied, 1);
+}
+
+#[test]
+fn token_prints_a_fresh_token_once_and_its_line_for_the_list() {
+    let made = || {
+        let output = run(&["token", "payroll", "--scopes", "write"], &[]);
+        assert!(output.status.success(), "{output:?}");
+        let said = text(&output.stderr);
+        let token = said.trim_end().rsplit_once(' ').unwrap().1.to_owned();
+        (token, text(&output.stdout))
+    };
+    let (first, second) = (made(), made());
+    assert_ne!(first, second);
+    for (token, listed) in [first, second] {
+        assert!(
+            token.len() == 64 && token.bytes().all(|byte| byte.is_ascii_hexdigit()),
+            "{token}"
+        );
+        assert_eq!(listed, tokens::line("payroll", &token, "write"));
+    }
+    for wrong in [
+        &["token"][..],
+        &["token", "a b"],
+        &["token", ""],
+        &["token", "a", "--scopes", "all"],
+    ] {
+        let output = run(wrong, &[]);
+        assert!(!output.status.success() && output.stdout.is_empty(), "{output:?}");
+    }
 }
 
 #[test]

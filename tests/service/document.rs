@@ -116,9 +116,9 @@ fn the_statuses_and_codes_of_the_document_are_those_of_the_contract() {
         .collect();
     for (path, method, statuses) in [
         // 408 is for a body that does not arrive: a transport's matter, like 404 and 405.
-        ("/changeBalance", "post", "200 400 403 408 413 415 422 503"),
-        ("/{userId}/balance", "get", "200 400 503"),
-        ("/{userId}/history", "get", "200 400 503"),
+        ("/changeBalance", "post", "200 400 401 403 408 413 415 422 503"),
+        ("/{userId}/balance", "get", "200 400 401 403 503"),
+        ("/{userId}/history", "get", "200 400 401 403 503"),
     ] {
         let responses = document["paths"][path][method]["responses"].as_object().unwrap();
         let found: Vec<_> = responses.keys().map(String::as_str).collect();
@@ -136,6 +136,27 @@ fn the_statuses_and_codes_of_the_document_are_those_of_the_contract() {
                 assert_eq!(example["value"]["status"].to_string(), *status);
             }
         }
+    }
+}
+
+#[test]
+fn the_document_says_what_needs_a_token_where_there_are_tokens() {
+    let document = document();
+    let scheme = &document["components"]["securitySchemes"]["bearerToken"];
+    assert_eq!((&scheme["type"], &scheme["scheme"]), (&json!("http"), &json!("bearer")));
+    for (path, _, operation) in operations(&document) {
+        // Without a list of tokens none is needed.
+        let expected = match path {
+            "/livez" | "/readyz" | "/metrics" => json!([]),
+            _ => json!([{ "bearerToken": [] }, {}]),
+        };
+        assert_eq!(operation["security"], expected, "{path}");
+        let challenged = ["401", "403"].map(|status| &operation["responses"][status]["headers"]["WWW-Authenticate"]);
+        let is_guarded = expected != json!([]);
+        assert!(
+            challenged.iter().all(|header| header.is_object() == is_guarded),
+            "{path}"
+        );
     }
 }
 

@@ -25,5 +25,6 @@ mod reads;
 mod recovery;
 mod rule;
 mod slots;
+mod tokens;
 
 use support::model;

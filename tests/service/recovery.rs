@@ -17,6 +17,7 @@ use crate::support::client::{ServiceClient, change};
 use crate::support::postgres::{Database, STORED, WAITING, fresh_database, until};
 use crate::support::proxy::{Lost, Proxy};
 use crate::support::replica::{Replica, ReplicaOptions, Scratch};
+use crate::support::tokens;
 use crate::support::world::NOON;
 
 /// What the replica says when it has written lines that were missing, and when none was.
@@ -185,6 +186,29 @@ async fn a_change_that_was_committed_by_a_replica_that_died_before_its_line_was_
     assert_eq!(client.metric("balance_operations_log_recovered_lines_total").await, 0);
     replica.stop().await;
     instance.expect_complete(1).await;
+}
+
+#[tokio::test]
+async fn a_recovered_line_names_the_caller_whose_token_the_change_came_with() {
+    let instance = Instance::new().await;
+    let list = instance.scratch.0.join("tokens");
+    fs::write(&list, tokens::line("payroll", "secret", "read,write")).unwrap();
+    let start = || {
+        instance
+            .options()
+            .set("API_TOKENS_FILE", list.to_str().unwrap())
+            .start()
+    };
+    let replica = start().await;
+    let client = ServiceClient::with_token(&replica.url, "secret");
+    instance.die_between(replica, &client, change("alice", 1, NOON)).await;
+    // Whoever has the token by then has not asked for it.
+    fs::write(&list, tokens::line("somebody-else", "secret", "read,write")).unwrap();
+    let replica = start().await;
+    instance.expect_complete(1).await;
+    let line = instance.recovered().pop().unwrap();
+    assert_eq!(line["caller"], "payroll", "{line}");
+    replica.stop().await;
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use reqwest::header::HeaderMap;
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Client, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use tokio::task::yield_now;
@@ -57,9 +57,21 @@ pub fn change(user_id: &str, balance_change: i64, timestamp: &str) -> Value {
 
 /// A client of HTTP that knows no service yet.
 pub fn http_client() -> Client {
+    client_with(HeaderMap::new())
+}
+
+/// A client that sends this token with every request.
+pub fn http_client_with_token(token: &str) -> Client {
+    let mut authorization: HeaderValue = format!("Bearer {token}").parse().unwrap();
+    authorization.set_sensitive(true);
+    client_with(HeaderMap::from_iter([(AUTHORIZATION, authorization)]))
+}
+
+fn client_with(headers: HeaderMap) -> Client {
     // reqwest wants a provider of cryptography even where no connection uses TLS; it may be there already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = Client::builder().no_proxy().timeout(Duration::from_secs(30));
+    let client = Client::builder().no_proxy().default_headers(headers);
+    let client = client.timeout(Duration::from_secs(30));
     client.build().unwrap()
 }
 
@@ -67,6 +79,14 @@ impl ServiceClient {
     pub fn new(url: &str) -> Self {
         Self {
             http: http_client(),
+            url: url.to_owned(),
+        }
+    }
+
+    /// A client that sends this token with every request.
+    pub fn with_token(url: &str, token: &str) -> Self {
+        Self {
+            http: http_client_with_token(token),
             url: url.to_owned(),
         }
     }

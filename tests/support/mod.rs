@@ -9,5 +9,6 @@ pub mod postgres;
 pub mod proxy;
 pub mod raw;
 pub mod replica;
+pub mod tokens;
 pub mod usage;
 pub mod world;

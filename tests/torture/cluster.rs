@@ -24,6 +24,7 @@ use crate::support::disk::SmallDisk;
 use crate::support::postgres::Database;
 use crate::support::proxy::Proxy;
 use crate::support::replica::{Replica, ReplicaOptions, Scratch};
+use crate::support::tokens;
 
 pub const REPLICAS: usize = 3;
 /// What the replicas run with; milliseconds.
@@ -37,6 +38,10 @@ pub const LONGEST_VERDICT: Duration = Duration::from_millis(800 + 1_000);
 const VERDICT_DELAY: Duration = Duration::from_millis(80);
 /// Enough for the log of a long round.
 const DISK_MEBIBYTES: u32 = 512;
+
+/// The token of all clients, under a name that JSON has to escape.
+pub const TOKEN: &str = "5e2d8b0c7f2a4d1e9b3c6a8f";
+const CALLER: &str = "clients-\"α\"";
 
 /// A name that PostgreSQL, JSON and URLs all have to escape.
 fn instance(number: usize) -> String {
@@ -65,6 +70,7 @@ pub struct Site {
     address: String,
     pub proxy: Proxy,
     place: LogPlace,
+    tokens_file: PathBuf,
     pub running: Option<Replica>,
     kills: usize,
     rotations: usize,
@@ -90,6 +96,7 @@ impl Site {
     pub async fn launch(&mut self, approver_url: &str) {
         let options = ReplicaOptions::new(&self.proxy.url, approver_url)
             .set("INSTANCE", &self.instance)
+            .set("API_TOKENS_FILE", self.tokens_file.to_str().unwrap())
             .set("LISTEN", &self.address)
             .set("OPERATION_TIMEOUT_MS", OPERATION_TIMEOUT_MS)
             .set("APPROVER_TIMEOUT_MS", APPROVER_TIMEOUT_MS)
@@ -216,6 +223,8 @@ impl Cluster {
         let postgres = PrivatePostgres::start(&options).await.unwrap();
         let database = Database::migrated(&postgres, "torture").await;
         let approver = TestApprover::start().await;
+        let tokens_file = scratch.0.join("tokens");
+        std::fs::write(&tokens_file, tokens::line(CALLER, TOKEN, "read,write")).unwrap();
         let mut sites = Vec::new();
         for number in 0..REPLICAS {
             let place = match SmallDisk::mount(DISK_MEBIBYTES) {
@@ -227,6 +236,7 @@ impl Cluster {
                 address: free_address(random),
                 proxy: Proxy::start(&database).await,
                 place,
+                tokens_file: tokens_file.clone(),
                 running: None,
                 kills: 0,
                 rotations: 0,

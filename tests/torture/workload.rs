@@ -14,9 +14,10 @@ use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
 use crate::checker::moment;
+use crate::cluster::TOKEN;
 use crate::evidence::{Ask, Change, Ended, Exchange, Page, PageEnd, Said};
 use crate::model::{Micros, Random, rfc3339};
-use crate::support::client::http_client;
+use crate::support::client::http_client_with_token;
 
 const SECOND: i64 = 1_000_000;
 const HOT: [&str; 3] = ["hot α", "a/b?c=d", "docs"];
@@ -44,7 +45,7 @@ impl Recorder {
     pub fn new(urls: Vec<String>) -> Self {
         Self {
             began: Instant::now(),
-            http: http_client(),
+            http: http_client_with_token(TOKEN),
             urls,
             exchanges: Mutex::default(),
             hangs: Mutex::default(),

@@ -13,9 +13,10 @@ use tokio::process::Child;
 use tokio::task::JoinSet;
 
 use crate::support::approver::TestApprover;
-use crate::support::client::{answer, change};
+use crate::support::client::{ServiceClient, answer, change};
 use crate::support::postgres::Database;
 use crate::support::replica::{Replica, ReplicaOptions, Scratch};
+use crate::support::tokens::line;
 use crate::support::world::World;
 use crate::{OPERATIONS, Verified, ended, fill, second, start, verify};
 
@@ -30,13 +31,18 @@ struct Logged {
 async fn logged() -> Logged {
     let scratch = Scratch::new();
     let log = scratch.0.join("operations.log");
-    let world = World::with(|options| options.set("INSTANCE", "one").log(&log)).await;
+    let list = scratch.0.join("tokens");
+    let callers = [("payroll", "one"), ("shop", "other")].map(|(name, token)| line(name, token, "read,write"));
+    fs::write(&list, callers.concat()).unwrap();
+    let settings = [("INSTANCE", "one"), ("API_TOKENS_FILE", list.to_str().unwrap())];
+    let mut world = World::with(|options| options.set_all(&settings).log(&log)).await;
+    world.client = ServiceClient::with_token(&world.replica.url, "one");
     fill(&world.client).await;
     // Lines of all kinds.
     let misleading = change("a\u{2028}b", 1, &second(1));
-    for key in ["k", "k"] {
-        world.client.change_with_key(&misleading, key).await.expect(200);
-    }
+    world.client.change_with_key(&misleading, "k").await.expect(200);
+    let another = ServiceClient::with_token(&world.replica.url, "other");
+    another.change_with_key(&misleading, "k").await.expect(200);
     let other = change("a\u{2028}b", 2, &second(1));
     world.client.change_with_key(&other, "k").await.expect(422);
     world.client.balance("alice", None).await.expect(200);
@@ -224,6 +230,16 @@ async fn every_field_of_a_line_is_held_against_what_is_stored() {
             "instance",
             "two".into(),
             "instance of the line: expected \"one\" as it is stored, found \"two\"",
+        ),
+        (
+            "caller",
+            "shop".into(),
+            "caller of the line: expected \"payroll\" as it is stored, found \"shop\"",
+        ),
+        (
+            "caller",
+            Value::Null,
+            "caller of the line: expected \"payroll\" as it is stored, found none",
         ),
     ] {
         let mut number = 0;
@@ -497,6 +513,8 @@ fn every_code_of_the_contract_is_an_outcome_or_never_logged() {
         "not_found",
         "not_ready",
         "request_timeout",
+        "unauthenticated",
+        "insufficient_scope",
     ];
     let document: Value = serde_json::from_str(include_str!("../../openapi/openapi.json")).unwrap();
     let codes = document["components"]["schemas"]["ProblemCode"]["enum"]

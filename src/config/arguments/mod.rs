@@ -1,5 +1,6 @@
 //! The flags and variables as clap reads them, a struct a concern, and the checks that turn them into configuration.
 
+mod access;
 mod approver;
 mod database;
 mod service;
@@ -11,6 +12,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
+pub use access::AccessArguments;
 pub use approver::ApproverArguments;
 pub use database::DatabaseArguments;
 pub use service::ServiceArguments;

@@ -1,0 +1,49 @@
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+
+use clap::Args;
+
+use super::{ADDRESS_ALLOWED, parsed};
+use crate::config::{AccessConfig, ConfigError, HttpConfig};
+
+/// Scrapes, probes and a few people's browsers.
+const ADMIN_CONNECTIONS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(63);
+/// Each is turned away within half a second.
+const ADMIN_TURNED_AWAY: NonZeroUsize = NonZeroUsize::MIN.saturating_add(15);
+
+/// Who may ask for what, and where.
+#[derive(Args, Clone)]
+pub struct AccessArguments {
+    /// File of bearer tokens, one a line: name, SHA-256 of the token in hex, scopes (read, write or read,write); reread
+    /// on SIGHUP. Without it everyone may ask for everything
+    #[arg(long, env = "API_TOKENS_FILE", value_name = "FILE")]
+    pub api_tokens_file: Option<OsString>,
+
+    /// Address of /metrics, /docs and /openapi.json, which LISTEN then has no more
+    #[arg(long, env = "ADMIN_LISTEN", value_name = "ADDRESS")]
+    pub admin_listen: Option<String>,
+}
+
+impl AccessArguments {
+    /// Values that are empty count as not given, as Compose passes on what is not set.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] names the first value that cannot be used.
+    pub fn access(&self, http: &HttpConfig) -> Result<AccessConfig, ConfigError> {
+        let admin = self.admin_listen.as_deref().filter(|address| !address.is_empty());
+        let admin = admin.map(|address| {
+            Ok(HttpConfig {
+                listen: parsed("ADMIN_LISTEN", address, ADDRESS_ALLOWED)?,
+                connections: ADMIN_CONNECTIONS,
+                turned_away: ADMIN_TURNED_AWAY,
+                ..http.clone()
+            })
+        });
+        let file = self.api_tokens_file.clone();
+        Ok(AccessConfig {
+            tokens_file: file.filter(|path| !path.is_empty()).map(Into::into),
+            admin: admin.transpose()?,
+        })
+    }
+}
