@@ -7,6 +7,7 @@ mod body;
 mod connection;
 mod deferred;
 mod document;
+mod headers;
 mod listener;
 mod parameters;
 mod phase;
@@ -99,6 +100,7 @@ pub async fn serve<S: UseCases>(
 fn application<S: UseCases>(api: Api<S>, gate: Gate) -> impl Endpoint<Output = Response> + 'static {
     let document = document();
     let docs = document::swagger_ui(&document);
+    let policy = headers::policy_of_page(&docs);
     let gate = Arc::new(gate);
     let routes = Route::new()
         .nest_no_strip("/", document::open_api_service(api).into_endpoint())
@@ -115,6 +117,7 @@ fn application<S: UseCases>(api: Api<S>, gate: Gate) -> impl Endpoint<Output = R
             get(poem::endpoint::make_sync(move |_| {
                 Response::builder()
                     .content_type("text/html; charset=utf-8")
+                    .header(header::CONTENT_SECURITY_POLICY, policy.clone())
                     .body(docs.clone())
             })),
         );
@@ -134,9 +137,7 @@ impl Gate {
             Ok(route) => self.handle(routes, route, request).await,
             Err(refusal) => refusal,
         };
-        response
-            .headers_mut()
-            .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers::protect(response.headers_mut(), route);
         self.metrics.request(
             route.map_or(UNMATCHED, |route| route.pattern),
             known_method(&method),

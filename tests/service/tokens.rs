@@ -1,6 +1,7 @@
 //! Bearer tokens: who may ask for what, what others are told, and what is written of it.
 
 mod admin;
+mod headers;
 mod list;
 mod log;
 
