@@ -64,3 +64,16 @@ CREATE TABLE balance_checkpoints (
     CONSTRAINT balance_checkpoints_not_negative CHECK (lowest >= 0),
     CONSTRAINT balance_checkpoints_extremes CHECK (balance BETWEEN lowest AND highest)
 ) WITH (fillfactor = 50); -- a shift writes all later rows anew: beside the old ones, and without touching the index
+
+-- What env/roles.sql gives to the same roles when it is run after this. Without those roles there is nothing to give.
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'balance_service') THEN
+        GRANT SELECT, INSERT, UPDATE ON balance, balance_checkpoints TO balance_service;
+        GRANT SELECT, INSERT ON changes_history TO balance_service;
+    END IF;
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'balance_auditor') THEN
+        GRANT SELECT ON balance, balance_checkpoints, changes_history TO balance_auditor;
+    END IF;
+END
+$$;

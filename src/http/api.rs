@@ -324,6 +324,9 @@ impl<S: UseCases> Api<S> {
             Ok(StoreReadiness::NoSchema) => {
                 not_ready("The database has no schema; run `balance migrate` on it.".to_owned())
             }
+            Ok(StoreReadiness::NoRights) => not_ready(
+                "The database role may not do all that the service does; run env/roles.sql on the database.".to_owned(),
+            ),
             Ok(StoreReadiness::ReadOnly) => {
                 not_ready("The database is read-only; point DATABASE_URL at the primary.".to_owned())
             }

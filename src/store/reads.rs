@@ -83,11 +83,17 @@ history_page!(OldestFirst, ">", "ASC");
 history_page!(NewestFirst, "<", "DESC");
 
 statement! {
-    /// Whether the service's tables are there, and whether this server takes writes.
+    /// Whether the service's tables are there, whether this server takes writes, and whether the role has the rights that
+    /// `env/roles.sql` gives it.
     struct Readiness<'a> { relation: &'a str => Text, }
-    => (Bool, Bool)
+    => (Bool, Bool, Bool)
     "SELECT to_regclass(asked.relation) IS NOT NULL, \
-     NOT pg_is_in_recovery() AND NOT current_setting('default_transaction_read_only')::boolean FROM asked"
+     NOT pg_is_in_recovery() AND NOT current_setting('default_transaction_read_only')::boolean, \
+     coalesce((SELECT bool_and(has_table_privilege(to_regclass(needed.relation)::oid, needed.privilege)) \
+        FROM (VALUES ('balance', 'SELECT'), ('balance', 'INSERT'), ('balance', 'UPDATE'), \
+            ('balance_checkpoints', 'SELECT'), ('balance_checkpoints', 'INSERT'), ('balance_checkpoints', 'UPDATE'), \
+            ('changes_history', 'SELECT'), ('changes_history', 'INSERT')) AS needed (relation, privilege)), false) \
+     FROM asked"
 }
 
 /// Which end of the timeline a page of the history begins at.
@@ -151,6 +157,8 @@ pub enum StoreReadiness {
     Ready,
     /// `balance migrate` has not been run.
     NoSchema,
+    /// The role may not read or write all that the service does.
+    NoRights,
     /// The server is a standby or read-only.
     ReadOnly,
 }
@@ -274,11 +282,12 @@ impl Store {
         let relation = "balance_checkpoints";
         let statement = Readiness { relation }.get_result(lease.connection());
         let result = timeout_at(deadline, statement).await;
-        let (schema, writable): (bool, bool) = lease.end(result)?;
-        Ok(match (schema, writable) {
-            (false, _) => StoreReadiness::NoSchema,
-            (true, false) => StoreReadiness::ReadOnly,
-            (true, true) => StoreReadiness::Ready,
+        let (schema, writable, rights): (bool, bool, bool) = lease.end(result)?;
+        Ok(match (schema, writable, rights) {
+            (false, _, _) => StoreReadiness::NoSchema,
+            (true, false, _) => StoreReadiness::ReadOnly,
+            (true, true, false) => StoreReadiness::NoRights,
+            (true, true, true) => StoreReadiness::Ready,
         })
     }
 }

@@ -11,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-use support::postgres::fresh_database;
+use support::postgres::{Role, fresh_database};
 use support::replica::Scratch;
 use support::tokens;
 
@@ -189,9 +189,11 @@ async fn migrate_may_run_from_many_processes_at_once_and_again() {
     let database = fresh_database().await;
     let drop = "DROP SCHEMA public CASCADE; CREATE SCHEMA public";
     database.client().await.batch_execute(drop).await.unwrap();
+    database.set_up_roles().await;
+    let url = database.url_as(Role::Owner);
     let spawn = || {
         let mut command = Command::new(BALANCE);
-        command.arg("migrate").env_clear().env("DATABASE_URL", &database.url);
+        command.arg("migrate").env_clear().env("DATABASE_URL", &url);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
     let processes: Vec<_> = (0..6).map(|_| spawn()).collect();

@@ -16,7 +16,7 @@ use tokio_postgres::{Client, NoTls};
 use crate::load::{Lines, Load, Unanswered};
 use crate::support::approver::TestApprover;
 use crate::support::client::{Answer, ServiceClient, answer, change};
-use crate::support::postgres::{Database, fresh_database};
+use crate::support::postgres::{Database, Role, fresh_database};
 use crate::support::replica::{Replica, ReplicaOptions, Scratch};
 
 const MOMENT: &str = "2026-01-31T12:00:00Z";
@@ -79,7 +79,7 @@ async fn postgres_may_stop_and_start_while_the_service_goes_on() {
         answer(client.get("/livez")).await.expect(200);
 
         postgres = PrivatePostgres::start(&options).await.unwrap();
-        assert_eq!(postgres.url("balance"), url);
+        assert_eq!(Database::of(&postgres, "balance").url, url);
         until_ready(&client).await;
         load.answered(40).await;
         let balance = client.balance("alice", None).await.expect(200);
@@ -119,6 +119,7 @@ async fn a_database_without_schema_is_said_to_need_migration_and_may_get_it_whil
     let sql = database.client().await;
     let drop = "DROP SCHEMA public CASCADE; CREATE SCHEMA public";
     sql.batch_execute(drop).await.unwrap();
+    database.set_up_roles().await;
     let replica = Replica::start(&database, &approver).await;
     let client = ServiceClient::new(&replica.url);
     let ready = readiness(&client).await.expect_problem(503, "not_ready");
@@ -130,7 +131,7 @@ async fn a_database_without_schema_is_said_to_need_migration_and_may_get_it_whil
 
     let migrated = Command::new(env!("CARGO_BIN_EXE_balance"))
         .arg("migrate")
-        .env("DATABASE_URL", &database.url)
+        .env("DATABASE_URL", database.url_as(Role::Owner))
         .output()
         .await
         .unwrap();

@@ -14,7 +14,7 @@ use tokio_postgres::{Client, NoTls};
 
 use crate::support::approver::TestApprover;
 use crate::support::client::{ServiceClient, change};
-use crate::support::postgres::{Database, STORED, WAITING, fresh_database, until};
+use crate::support::postgres::{Database, Role, STORED, WAITING, fresh_database, until};
 use crate::support::proxy::{Lost, Proxy};
 use crate::support::replica::{Replica, ReplicaOptions, Scratch};
 use crate::support::tokens;
@@ -327,7 +327,7 @@ async fn while_the_database_is_away_the_replica_serves_and_recovers_when_it_is_b
     let instance = Instance::new().await;
     let (replica, client) = instance.start().await;
     instance.die_between(replica, &client, change("alice", 1, NOON)).await;
-    let mut config = tokio_postgres::Config::from_str(&instance.database.url).unwrap();
+    let mut config = tokio_postgres::Config::from_str(&instance.database.url_as(Role::Superuser)).unwrap();
     let (admin, connection) = config.dbname("postgres").connect(NoTls).await.unwrap();
     tokio::spawn(connection);
     let name = &instance.database.name;

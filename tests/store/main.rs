@@ -7,4 +7,5 @@ mod support;
 mod commits;
 mod ledger;
 mod recovery;
+mod roles;
 mod schema;

@@ -3,7 +3,7 @@
 use balance::store::migrate;
 use tokio_postgres::Client;
 
-use crate::support::postgres::fresh_database;
+use crate::support::postgres::{Role, fresh_database};
 
 const UP: &str = include_str!("../../migrations/2026-01-31-000000_ledger/up.sql");
 const DOWN: &str = include_str!("../../migrations/2026-01-31-000000_ledger/down.sql");
@@ -158,7 +158,7 @@ async fn migrations_are_safe_from_many_replicas_at_once() {
         .batch_execute(&format!("{DOWN}; DROP TABLE __diesel_schema_migrations"))
         .await
         .unwrap();
-    let config = database.config(1);
+    let config = database.config_as(Role::Owner, 1);
     let replicas = (0..8).map(|_| migrate(&config));
     let applied: Vec<_> = futures_util::future::join_all(replicas).await;
     let applied: usize = applied.into_iter().map(|applied| applied.unwrap().len()).sum();

@@ -1,4 +1,5 @@
-//! One private PostgreSQL for the tests of a process, and a database of its own for each test.
+//! One private PostgreSQL for the tests of a process, and a database of its own for each test. Replicas connect as the
+//! role that `env/roles.sql` has for them; what a test sets up and looks at goes past its rights.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -30,28 +31,79 @@ pub async fn until(client: &Client, query: &str, expected: i64) {
 
 const TEMPLATE: &str = "balance_template";
 
+/// The roles that the ledger's commands connect as.
+pub const ROLES: &str = include_str!("../../env/roles.sql");
+
+/// Who connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The superuser of the private PostgreSQL.
+    Superuser,
+    /// `balance migrate`.
+    Owner,
+    /// `balance serve`.
+    Service,
+    /// `balance verify`.
+    Auditor,
+}
+
+impl Role {
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Superuser => "balance",
+            Role::Owner => "balance_owner",
+            Role::Service => "balance_service",
+            Role::Auditor => "balance_auditor",
+        }
+    }
+}
+
 /// A migrated database that only one test uses.
 pub struct Database {
     pub name: String,
+    /// For a replica.
     pub url: String,
 }
 
 impl Database {
-    /// A database of this server, made if there is none and brought up to date.
+    /// The database of this server that has the name.
+    pub fn of(server: &PrivatePostgres, name: &str) -> Self {
+        Self {
+            url: as_role(&server.url(name), Role::Service),
+            name: name.to_owned(),
+        }
+    }
+
+    /// A database of this server, made if there is none, with the roles, and brought up to date by its owner.
     pub async fn migrated(server: &PrivatePostgres, name: &str) -> Self {
         server.create_database(name).await.unwrap();
-        let database = Self {
-            url: server.url(name),
-            name: name.to_owned(),
-        };
-        balance::store::migrate(&database.config(1)).await.unwrap();
+        let database = Self::of(server, name);
+        database.set_up_roles().await;
+        balance::store::migrate(&database.config_as(Role::Owner, 1))
+            .await
+            .unwrap();
         database
     }
 
-    /// What a store on it is made with; at most so many connections.
+    /// Runs `env/roles.sql` as an administrator would.
+    pub async fn set_up_roles(&self) {
+        self.client().await.batch_execute(ROLES).await.unwrap();
+    }
+
+    /// For somebody else than a replica.
+    pub fn url_as(&self, role: Role) -> String {
+        as_role(&self.url, role)
+    }
+
+    /// What a replica's store on it is made with; at most so many connections.
     pub fn config(&self, connections: usize) -> DatabaseConfig {
+        self.config_as(Role::Service, connections)
+    }
+
+    /// The same for somebody else.
+    pub fn config_as(&self, role: Role, connections: usize) -> DatabaseConfig {
         DatabaseConfig {
-            url: DatabaseUrl::parse(&self.url).unwrap(),
+            url: DatabaseUrl::parse(&self.url_as(role)).unwrap(),
             connections,
             application_name: "test".to_owned(),
         }
@@ -59,7 +111,12 @@ impl Database {
 
     /// A connection for SQL of the test's own, at PostgreSQL's own isolation level.
     pub async fn client(&self) -> Client {
-        let client = connect(&self.url).await;
+        self.client_as(Role::Superuser).await
+    }
+
+    /// The same with the rights of somebody else.
+    pub async fn client_as(&self, role: Role) -> Client {
+        let client = connect(&self.url_as(role)).await;
         let own = "SET default_transaction_isolation = 'read committed'";
         client.batch_execute(own).await.unwrap();
         client
@@ -84,14 +141,16 @@ pub async fn fresh_database() -> Database {
     let admin = connect(&server.url("postgres")).await;
     let create = format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}");
     admin.batch_execute(&create).await.unwrap();
-    let database = Database {
-        url: server.url(&name),
-        name,
-    };
+    let database = Database::of(server, &name);
     if let Ok(level) = std::env::var("TEST_ISOLATION") {
         database.isolate(&level).await;
     }
     database
+}
+
+fn as_role(url: &str, role: Role) -> String {
+    let (_, rest) = url.split_once('@').expect("every URL of these tests has a user");
+    format!("postgres://{}@{rest}", role.name())
 }
 
 async fn connect(url: &str) -> Client {

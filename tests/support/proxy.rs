@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_postgres::config::Host;
 
-use super::postgres::Database;
+use super::postgres::{Database, Role};
 
 /// What is lost; nothing at first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +66,7 @@ impl Proxy {
             }
         });
         Self {
-            url: format!("postgres://balance@{address}/{}", database.name),
+            url: format!("postgres://{}@{address}/{}", Role::Service.name(), database.name),
             course,
             generation,
         }

@@ -21,7 +21,7 @@ use crate::model::Random;
 use crate::support::approver::{Behaviour, TestApprover};
 use crate::support::client::http_client;
 use crate::support::disk::SmallDisk;
-use crate::support::postgres::Database;
+use crate::support::postgres::{Database, Role};
 use crate::support::proxy::Proxy;
 use crate::support::replica::{Replica, ReplicaOptions, Scratch};
 use crate::support::tokens;
@@ -304,13 +304,15 @@ impl Cluster {
 
     /// A connection past the proxies.
     pub async fn sql(&self) -> Client {
-        let (client, connection) = tokio_postgres::connect(&self.database.url, NoTls).await.unwrap();
+        let (client, connection) = tokio_postgres::connect(&self.database_url(Role::Superuser), NoTls)
+            .await
+            .unwrap();
         tokio::spawn(async { drop(connection.await) });
         client
     }
 
-    pub fn database_url(&self) -> &str {
-        &self.database.url
+    pub fn database_url(&self, role: Role) -> String {
+        self.database.url_as(role)
     }
 
     pub async fn launch(&mut self, number: usize) {

@@ -31,6 +31,7 @@ use cluster::{Cluster, LONGEST_ANSWER, LONGEST_VERDICT, REPLICAS, Site};
 use evidence::{Ended, Evidence};
 use nemesis::{Fault, Faults, Nemesis};
 use support::model::{self, Random, StoredUser, users_stored};
+use support::postgres::Role;
 use support::usage::Usage;
 use tokio::process::Command;
 use workload::{Recorder, THRESHOLD, Workload};
@@ -163,7 +164,12 @@ async fn round(seed: u64, duration: Duration, back_within: Duration) {
 async fn verify(cluster: &Cluster) -> Result<String, String> {
     let logs = cluster.sites.iter().flat_map(Site::log_files);
     let output = Command::new(env!("CARGO_BIN_EXE_balance"))
-        .args(["verify", "--database-url", cluster.database_url(), "--operations-log"])
+        .args([
+            "verify",
+            "--database-url",
+            &cluster.database_url(Role::Auditor),
+            "--operations-log",
+        ])
         .args(logs)
         .output()
         .await

@@ -13,6 +13,7 @@ use crate::cluster::{Cluster, REPLICAS};
 use crate::evidence::{Ask, Change};
 use crate::model::{Micros, Random};
 use crate::support::approver::Behaviour;
+use crate::support::postgres::Role;
 use crate::support::proxy::Lost;
 use crate::support::usage::Usage;
 use crate::workload::Recorder;
@@ -369,7 +370,7 @@ impl Nemesis<'_> {
             }
         }
         // It is back when it takes connections again.
-        let url = self.cluster.database_url().to_owned();
+        let url = self.cluster.database_url(Role::Superuser);
         let back = timeout(GIVE_UP, async {
             sql.simple_query("SELECT pg_sleep(60)").await.unwrap_err();
             while tokio_postgres::connect(&url, tokio_postgres::NoTls).await.is_err() {

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use tokio::task::JoinSet;
 
 use crate::support::client::change;
-use crate::support::postgres::{Database, WAITING, fresh_database, until};
+use crate::support::postgres::{Database, Role, WAITING, fresh_database, until};
 use crate::support::world::World;
 use crate::{OPERATIONS, copy, ended, filled, second, start, verify};
 
@@ -28,7 +28,7 @@ impl Observer for Heard {
 
 /// As the command does, but holding no more operations than this.
 async fn verify_holding(database: &Database, held: usize) -> (Summary, Vec<Finding>) {
-    let config = database.config(1);
+    let config = database.config_as(Role::Auditor, 1);
     let bounds = Bounds {
         approval_threshold: 100_000,
         held,

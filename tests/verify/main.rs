@@ -11,7 +11,7 @@ use std::process::Stdio;
 use tokio::process::{Child, Command};
 
 use support::client::{ServiceClient, change};
-use support::postgres::Database;
+use support::postgres::{Database, Role};
 use support::world::World;
 
 /// How a run of the command ended.
@@ -46,7 +46,9 @@ impl Verified {
 fn start(database: &Database, arguments: &[&str]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_balance"));
     command.arg("verify").args(arguments).env_clear();
-    command.env("DATABASE_URL", &database.url).kill_on_drop(true);
+    command
+        .env("DATABASE_URL", database.url_as(Role::Auditor))
+        .kill_on_drop(true);
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

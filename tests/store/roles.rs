@@ -1,0 +1,259 @@
+//! `env/roles.sql`: what a replica needs it may do, as every other test shows that runs one, and nothing else.
+
+use std::net::TcpListener;
+use std::process::Command;
+
+use balance::dev::{PostgresOptions, PrivatePostgres, StopMode};
+use balance::domain::SegmentLength;
+use balance::store::{Store, StoreReadiness, migrate};
+use tokio::time::{Duration, Instant};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, NoTls};
+
+use crate::support::postgres::{Database, ROLES, Role, fresh_database};
+use crate::support::replica::Scratch;
+
+/// An operation, its user and a checkpoint.
+const FILL: &str = "INSERT INTO changes_history (user_id, timestamp, seq, balance_change, balance_after, context, \
+        operation_id, approved, instance) VALUES ('a', now(), 1, 1, 1, '', gen_random_uuid(), false, 'x'); \
+     INSERT INTO balance VALUES ('a', 1, 1, now(), 1); INSERT INTO balance_checkpoints VALUES ('a', now(), 1, 1, 1)";
+
+/// What would rewrite the history or change the schema.
+const FORBIDDEN: [&str; 34] = [
+    "UPDATE changes_history SET balance_change = 1000000",
+    "UPDATE changes_history SET context = 'another'",
+    "INSERT INTO changes_history SELECT * FROM changes_history \
+         ON CONFLICT (user_id, timestamp, seq) DO UPDATE SET balance_change = 1000000",
+    "MERGE INTO changes_history h USING balance b ON h.user_id = b.user_id WHEN MATCHED THEN DELETE",
+    "DELETE FROM changes_history",
+    "TRUNCATE changes_history",
+    "SELECT * FROM changes_history FOR UPDATE",
+    "LOCK TABLE changes_history IN ACCESS EXCLUSIVE MODE",
+    "DELETE FROM balance",
+    "TRUNCATE balance",
+    "DELETE FROM balance_checkpoints",
+    "TRUNCATE balance_checkpoints",
+    "ALTER TABLE changes_history ADD COLUMN forged text",
+    "ALTER TABLE changes_history DROP CONSTRAINT changes_history_not_negative",
+    "ALTER TABLE balance DROP CONSTRAINT balance_not_negative",
+    "ALTER TABLE changes_history RENAME TO history",
+    "ALTER TABLE changes_history OWNER TO balance_service",
+    "ALTER TABLE changes_history DISABLE TRIGGER ALL",
+    "DROP TABLE changes_history",
+    "DROP TABLE balance",
+    "DROP INDEX changes_history_by_recorded_at",
+    "DROP SCHEMA public CASCADE",
+    "CREATE INDEX ON changes_history (instance)",
+    "CREATE RULE forget AS ON INSERT TO changes_history DO INSTEAD NOTHING",
+    "CREATE TRIGGER forget BEFORE INSERT ON changes_history FOR EACH ROW \
+         EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+    "CREATE TABLE mine (name text)",
+    "CREATE TEMPORARY TABLE mine (name text)",
+    "CREATE VIEW mine AS SELECT 1 AS one",
+    "CREATE FUNCTION mine() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    "CREATE SCHEMA mine",
+    "CREATE ROLE mine",
+    "SET ROLE balance_owner",
+    "INSERT INTO __diesel_schema_migrations (version) VALUES ('forged')",
+    "DELETE FROM __diesel_schema_migrations",
+];
+
+/// Every right on every table, with the table's owner.
+const RIGHTS: &str = "SELECT format('%s of %s: %s %s', c.relname, c.relowner::regrole, a.grantee::regrole, a.privilege_type) \
+     FROM pg_class c CROSS JOIN aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) a \
+     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' ORDER BY 1";
+
+async fn rights(client: &Client) -> Vec<String> {
+    let rows = client.query(RIGHTS, &[]).await.unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+async fn expect_refused(client: &Client, statements: &[&str]) {
+    for statement in statements {
+        // In a transaction, which some of them need.
+        let refused = client.batch_execute(&format!("BEGIN; {statement}")).await;
+        client.batch_execute("ROLLBACK").await.unwrap();
+        let error = refused.expect_err(statement);
+        assert_eq!(
+            error.code(),
+            Some(&SqlState::INSUFFICIENT_PRIVILEGE),
+            "{statement}: {error:?}"
+        );
+    }
+}
+
+/// A migrated database with something in it, on which the file was run twice.
+async fn filled() -> Database {
+    let database = fresh_database().await;
+    // Rights on a database as such do not come with its template.
+    database.set_up_roles().await;
+    database.client().await.batch_execute(FILL).await.unwrap();
+    database
+}
+
+#[tokio::test]
+async fn the_role_of_a_replica_is_refused_whatever_rewrites_the_history_or_changes_the_schema() {
+    let database = filled().await;
+    let service = database.client_as(Role::Service).await;
+    let tables = "SELECT (SELECT array_agg(h::text) FROM changes_history h), (SELECT array_agg(c.conname::text) \
+         FROM pg_constraint c), (SELECT array_agg(relname::text) FROM pg_class)";
+    let all = async || {
+        let row = service.query_one(tables, &[]).await.unwrap();
+        [0, 1, 2].map(|column| row.get::<_, Vec<String>>(column))
+    };
+    let before = all().await;
+    expect_refused(&service, &FORBIDDEN).await;
+    assert_eq!(all().await, before);
+}
+
+#[tokio::test]
+async fn the_role_of_verify_reads_everything_and_writes_nothing() {
+    let database = filled().await;
+    let auditor = database.client_as(Role::Auditor).await;
+    expect_refused(&auditor, &FORBIDDEN).await;
+    let writes = FILL.split("; ").map(str::trim);
+    expect_refused(&auditor, &writes.collect::<Vec<_>>()).await;
+    expect_refused(&auditor, &["UPDATE balance SET balance = 2"]).await;
+    for table in [
+        "changes_history",
+        "balance",
+        "balance_checkpoints",
+        "__diesel_schema_migrations",
+    ] {
+        let count = format!("SELECT count(*) FROM {table}");
+        assert_eq!(auditor.query_one(&count, &[]).await.unwrap().get::<_, i64>(0), 1);
+    }
+}
+
+#[tokio::test]
+async fn rights_are_the_same_whether_the_roles_or_the_tables_come_first() {
+    let roles_first = fresh_database().await;
+    let expected = rights(&roles_first.client().await).await;
+    let of_service = |right: &&String| right.contains(": balance_service ");
+    assert_eq!(expected.iter().filter(of_service).count(), 9, "{expected:#?}");
+    assert!(
+        expected.iter().all(|right| right.contains(" of balance_owner: ")),
+        "{expected:#?}"
+    );
+
+    let tables_first = fresh_database().await;
+    let client = tables_first.client().await;
+    let drop = "DROP SCHEMA public CASCADE; CREATE SCHEMA public";
+    client.batch_execute(drop).await.unwrap();
+    migrate(&tables_first.config_as(Role::Superuser, 1)).await.unwrap();
+    // The migration finds the roles of the other tests.
+    let take = "REVOKE ALL ON ALL TABLES IN SCHEMA public FROM balance_service, balance_auditor";
+    client.batch_execute(take).await.unwrap();
+    for _ in 0..2 {
+        tables_first.set_up_roles().await;
+        assert_eq!(rights(&client).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn rights_that_were_given_beside_the_file_are_taken_away_or_refused() {
+    let database = filled().await;
+    let client = database.client().await;
+    let expected = rights(&client).await;
+    let give = "GRANT ALL ON changes_history, balance TO balance_service; GRANT DELETE ON balance TO PUBLIC; \
+         GRANT CREATE ON SCHEMA public TO PUBLIC";
+    client.batch_execute(give).await.unwrap();
+    database.set_up_roles().await;
+    assert_eq!(rights(&client).await, expected);
+    expect_refused(&database.client_as(Role::Service).await, &FORBIDDEN).await;
+
+    // Roles are the whole server's, so that what is given to them here must never be seen by another test.
+    for give in [
+        "ALTER ROLE balance_service CREATEROLE",
+        "GRANT balance_owner TO balance_service",
+    ] {
+        client.batch_execute(&format!("BEGIN; {give}")).await.unwrap();
+        let error = client.batch_execute(ROLES).await.expect_err(give);
+        let message = error.as_db_error().unwrap().message();
+        assert!(message.contains("balance_service"), "{message}");
+        client.batch_execute("ROLLBACK").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_replica_without_the_rights_is_not_ready() {
+    let database = filled().await;
+    let store = Store::new(&database.config(1), SegmentLength::DEFAULT);
+    let readiness = async || {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        store.readiness(deadline).await.unwrap()
+    };
+    assert_eq!(readiness().await, StoreReadiness::Ready);
+    let client = database.client().await;
+    for right in [
+        "INSERT ON changes_history",
+        "UPDATE ON balance_checkpoints",
+        "SELECT ON balance",
+    ] {
+        let take = format!("REVOKE {right} FROM balance_service");
+        client.batch_execute(&take).await.unwrap();
+        assert_eq!(readiness().await, StoreReadiness::NoRights, "{right}");
+        database.set_up_roles().await;
+        assert_eq!(readiness().await, StoreReadiness::Ready);
+    }
+}
+
+/// As where PostgreSQL is rented: nobody there is a superuser.
+#[tokio::test]
+async fn the_owner_of_a_database_who_may_make_roles_can_run_the_files_as_they_are_documented() {
+    let scratch = Scratch::new();
+    let mut options = PostgresOptions::new(scratch.0.join("postgres"));
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let settings = [("fsync", "off"), ("listen_addresses", "127.0.0.1")];
+    options.settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    options.settings.push(("port".to_owned(), port.to_string()));
+    let mut postgres = PrivatePostgres::start(&options).await.unwrap();
+    let (superuser, connection) = tokio_postgres::connect(&postgres.url("postgres"), NoTls).await.unwrap();
+    tokio::spawn(connection);
+    for statement in [
+        "CREATE ROLE admin LOGIN CREATEROLE",
+        "CREATE DATABASE ledger OWNER admin",
+    ] {
+        superuser.batch_execute(statement).await.unwrap();
+    }
+
+    let database = Database::of(&postgres, "ledger");
+    for _ in 0..2 {
+        let env = concat!(env!("CARGO_MANIFEST_DIR"), "/env");
+        let psql = Command::new(postgres.bin_dir().join("psql"))
+            .args(["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1"])
+            .args([
+                format!("--file={env}/roles.sql"),
+                format!("--file={env}/role_passwords.sql"),
+            ])
+            .env("PGHOST", postgres.socket_dir())
+            .env("PGPORT", port.to_string())
+            .env("PGUSER", "admin")
+            .env("PGDATABASE", &database.name)
+            .env("BALANCE_OWNER_PASSWORD", "the owner's")
+            .env("BALANCE_SERVICE_PASSWORD", "the \"service's\"")
+            .env_remove("BALANCE_AUDITOR_PASSWORD")
+            .output()
+            .unwrap();
+        assert!(psql.status.success(), "{psql:?}");
+        assert_eq!(String::from_utf8_lossy(&psql.stderr), "");
+        migrate(&database.config_as(Role::Owner, 1)).await.unwrap();
+    }
+    expect_refused(&database.client_as(Role::Service).await, &FORBIDDEN).await;
+
+    // Over TCP a password is asked for.
+    let connect = async |role: Role, password: &str| {
+        let mut config = tokio_postgres::Config::new();
+        config.host("127.0.0.1").port(port).dbname(&database.name);
+        config.user(role.name()).password(password).connect(NoTls).await
+    };
+    for (role, password) in [(Role::Owner, "the owner's"), (Role::Service, "the \"service's\"")] {
+        assert!(connect(role, password).await.is_ok(), "{role:?}");
+        let error = connect(role, "another").await.err().unwrap();
+        assert_eq!(error.code(), Some(&SqlState::INVALID_PASSWORD));
+    }
+    assert!(connect(Role::Auditor, "").await.is_err());
+    postgres.stop(StopMode::Immediate).await.unwrap();
+    // Where PostgreSQL's user cannot enter the scratch directory, it is elsewhere.
+    let _ = std::fs::remove_dir_all(postgres.data_dir());
+}
