@@ -23,14 +23,20 @@ SERVICE_KEYS = {
     "environment",
     "healthcheck",
     "image",
+    "networks",
     "ports",
+    "profiles",
     "read_only",
     "restart",
     "security_opt",
     "stop_grace_period",
+    "tmpfs",
+    "user",
     "volumes",
 }
-BUILD_KEYS = {"context", "dockerfile"}
+BUILD_KEYS = {"args", "context", "dockerfile"}
+# What of a replica is its own; all else must be the same for all of them.
+OWN_KEYS = {"environment", "networks", "ports", "profiles", "volumes"}
 HEALTH_KEYS = {"interval", "retries", "start_period", "test", "timeout"}
 CONDITIONS = {"service_started", "service_healthy", "service_completed_successfully"}
 
@@ -59,6 +65,33 @@ def known(where, mapping, keys):
             fault(f"{where}: {key} is not a known key")
 
 
+def replicas_of(document):
+    return {name: service for name, service in document["services"].items() if service.get("command") == ["serve"]}
+
+
+def check_replicas(document):
+    """The replicas differ in their names and logs, and in how they are reached, and in nothing else."""
+    replicas = replicas_of(document)
+    if len(replicas) != 3:
+        fault(f"there are {len(replicas)} replicas: {sorted(replicas)}")
+    first, *others = replicas.values()
+
+    def common(service):
+        shared = {key: value for key, value in service.items() if key not in OWN_KEYS}
+        passed = {name: value for name, value in service["environment"].items() if name != "INSTANCE"}
+        return shared, passed
+
+    for other in others:
+        if common(other) != common(first):
+            fault(f"replicas differ: {common(other)} and {common(first)}")
+    for what, of in [
+        ("name", lambda service: service["environment"]["INSTANCE"]),
+        ("log", lambda service: service["volumes"][0]),
+    ]:
+        if len({of(service) for service in replicas.values()}) != len(replicas):
+            fault(f"two replicas have the same {what}")
+
+
 def check_services(document):
     known("top level", [key for key in document if not key.startswith("x-")], TOP_KEYS)
     services = document["services"]
@@ -83,7 +116,14 @@ def check_services(document):
             elif how["condition"] == "service_healthy" and "healthcheck" not in services[other]:
                 fault(f"{name}.depends_on.{other}: {other} has no healthcheck")
         for volume in service.get("volumes", []):
-            used_volumes.add(volume.split(":")[0])
+            source = volume.split(":")[0]
+            if source.startswith("."):
+                if not (COMPOSE.parent / source).exists():
+                    fault(f"{name}.volumes: {source} is not there")
+                if not volume.endswith(":ro"):
+                    fault(f"{name}.volumes: {source} of this repo could be written to")
+            else:
+                used_volumes.add(source)
         for key, value in service.get("environment", {}).items():
             if not isinstance(value, str):
                 fault(f"{name}.environment.{key}: quote the value, it must reach the program as it is written")
@@ -154,12 +194,13 @@ def check_variables(document, text, documented, shown):
     for name in sorted(set(documented) - names - set(sources)):
         fault(f"{name} is in .env.example, and nobody reads it")
 
-    passed = document["services"]["balance"]["environment"]
-    arguments = (path.read_text() for path in sorted((ROOT / "src/config/arguments").glob("*.rs")))
-    for name in re.findall(r'\benv = "(\w+)"', "".join(arguments)):
-        # The stand-in Approver's variables go to another service.
-        if name not in passed and not name.startswith("STAND_IN_"):
-            fault(f"{name}, which `serve` reads, is not passed to the service balance")
+    files = sorted((ROOT / "src/config/arguments").glob("*.rs"))
+    arguments = "".join(path.read_text() for path in files)
+    for replica, service in replicas_of(document).items():
+        for name in re.findall(r'\benv = "(\w+)"', arguments):
+            # The stand-in Approver's variables go to another service.
+            if name not in service["environment"] and not name.startswith("STAND_IN_"):
+                fault(f"{name}, which `serve` reads, is not passed to the service {replica}")
     return names, sources
 
 
@@ -167,6 +208,7 @@ def main():
     text = COMPOSE.read_text()
     document = yaml.load(text, Loader)
     check_services(document)
+    check_replicas(document)
     documented, shown = read_example()
     names, sources = check_variables(document, text, documented, shown)
     for line in faults:
