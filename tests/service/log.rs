@@ -1,6 +1,7 @@
 //! operations.log: one line for every answered operation, which no input can forge.
 
 mod files;
+mod rotation;
 
 use std::os::unix::fs::PermissionsExt;
 

@@ -49,6 +49,7 @@ pub struct ReplicaOptions {
     environment: Vec<(String, String)>,
     log: Option<PathBuf>,
     open_files: Option<u32>,
+    program: PathBuf,
 }
 
 impl ReplicaOptions {
@@ -71,6 +72,7 @@ impl ReplicaOptions {
             environment: environment.into_iter().chain(batch_users).collect(),
             log: None,
             open_files: None,
+            program: PathBuf::from(env!("CARGO_BIN_EXE_balance")),
         }
     }
 
@@ -98,15 +100,22 @@ impl ReplicaOptions {
         self
     }
 
+    /// Runs the program under this name, which nothing else runs under.
+    pub fn program(mut self, path: impl Into<PathBuf>) -> Self {
+        self.program = path.into();
+        self
+    }
+
     fn command(&self) -> Command {
-        let program = env!("CARGO_BIN_EXE_balance");
+        let program = self.program.as_os_str();
         let Some(limit) = self.open_files else {
             let mut command = Command::new(program);
             command.arg("serve");
             return command;
         };
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", &format!("ulimit -n {limit} && exec \"$0\" serve"), program]);
+        command.args(["-c", &format!("ulimit -n {limit} && exec \"$0\" serve")]);
+        command.arg(program);
         command
     }
 
