@@ -3,9 +3,11 @@
 //! 200 means approved, 403 means denied. Whatever else comes, or does not come, is an error and never an approval.
 //! Timeouts, broken connections and 5xx are tried again, a bounded number of times and not beyond the deadline.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant as Moment};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode, Url};
 use tokio::sync::Semaphore;
@@ -13,7 +15,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::config::ApproverConfig;
 use crate::domain::UserId;
+use crate::metrics::{Active, Metrics, VerdictLabel, gauge_value};
 use crate::retry::Pauses;
+use crate::telemetry::{self, RequestContext, SpanId};
 
 /// The most calls made for one verdict.
 const MAX_CALLS: u32 = 3;
@@ -50,9 +54,23 @@ pub enum ApproverError {
     Unexpected(StatusCode),
 }
 
+impl ApproverError {
+    /// As metrics and traces name what kept a call from being answered.
+    fn error_type(&self) -> &'static str {
+        match self {
+            ApproverError::Busy => "busy",
+            ApproverError::TimedOut => "timeout",
+            ApproverError::Failed(error) if error.is_connect() => "connect",
+            ApproverError::Failed(_) => "failed",
+            ApproverError::Unexpected(_) => "unexpected_status",
+        }
+    }
+}
+
 /// The Approver at one URL.
 pub struct Approver {
     client: Client,
+    metrics: Arc<Metrics>,
     url: Url,
     call_timeout: Duration,
     in_flight: Semaphore,
@@ -64,7 +82,7 @@ impl Approver {
     /// # Errors
     ///
     /// If the system's certificates cannot be read.
-    pub fn new(config: &ApproverConfig) -> Result<Self, reqwest::Error> {
+    pub fn new(config: &ApproverConfig, metrics: Arc<Metrics>) -> Result<Self, reqwest::Error> {
         // Another part of the process may have installed a provider already, which serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::builder()
@@ -76,15 +94,17 @@ impl Approver {
             .pool_max_idle_per_host(config.calls_in_flight)
             .pool_idle_timeout(Duration::from_secs(30))
             .build()?;
+        metrics.approver.limit.set(gauge_value(config.calls_in_flight));
         Ok(Self {
             client,
+            metrics,
             url: config.url.approve(),
             call_timeout: config.call_timeout,
             in_flight: Semaphore::new(config.calls_in_flight),
         })
     }
 
-    /// Asks for one verdict.
+    /// Asks for one verdict, in the trace of the request that this runs for.
     ///
     /// # Errors
     ///
@@ -95,6 +115,16 @@ impl Approver {
         balance_change: i64,
         deadline: Instant,
     ) -> Result<Verdict, ApproverError> {
+        let verdict = self.ask(user_id, balance_change, deadline).await;
+        self.metrics.approver.verdict(match verdict {
+            Ok(Verdict::Approved) => VerdictLabel::Approved,
+            Ok(Verdict::Denied) => VerdictLabel::Denied,
+            Err(_) => VerdictLabel::None,
+        });
+        verdict
+    }
+
+    async fn ask(&self, user_id: &UserId, balance_change: i64, deadline: Instant) -> Result<Verdict, ApproverError> {
         // Whoever waited here would keep a place among the operations under way from those that need no verdict.
         let _permit = self.in_flight.try_acquire().map_err(|_| ApproverError::Busy)?;
         let url = self.url_for(user_id, balance_change);
@@ -114,6 +144,7 @@ impl Approver {
                 return Err(error);
             }
             tracing::debug!(%error, calls, "asking the Approver again");
+            self.metrics.approver.retries.inc();
             calls += 1;
         }
     }
@@ -125,9 +156,27 @@ impl Approver {
         url
     }
 
+    /// One call, counted.
     async fn call(&self, url: Url, deadline: Instant) -> Result<Verdict, ApproverError> {
+        let began = Moment::now();
+        let active = Active::new(&self.metrics.approver.active);
+        let request = telemetry::current();
+        let span_id = SpanId::new();
+        let headers = request.as_deref().map(|request| headers_of(request, span_id));
+        let answered = self.send(url, headers.unwrap_or_default(), deadline).await;
+        drop(active);
+        let (status, verdict) = match answered {
+            Ok(status) => (Some(status.as_u16()), verdict_of(status)),
+            Err(error) => (None, Err(error)),
+        };
+        let error_type = verdict.as_ref().err().map_or("", ApproverError::error_type);
+        self.metrics.approver.call(status, error_type, began.elapsed());
+        verdict
+    }
+
+    async fn send(&self, url: Url, headers: HeaderMap, deadline: Instant) -> Result<StatusCode, ApproverError> {
         let deadline = deadline.min(Instant::now() + self.call_timeout);
-        let response = match timeout_at(deadline, self.client.get(url).send()).await {
+        let response = match timeout_at(deadline, self.client.get(url).headers(headers).send()).await {
             Err(_) => return Err(ApproverError::TimedOut),
             Ok(Err(error)) if error.is_timeout() => return Err(ApproverError::TimedOut),
             Ok(Err(error)) => return Err(ApproverError::Failed(error.without_url())),
@@ -135,12 +184,30 @@ impl Approver {
         };
         let status = response.status();
         tokio::spawn(timeout(DRAIN_TIMEOUT, drain(response)));
-        match status {
-            StatusCode::OK => Ok(Verdict::Approved),
-            StatusCode::FORBIDDEN => Ok(Verdict::Denied),
-            other => Err(ApproverError::Unexpected(other)),
-        }
+        Ok(status)
     }
+}
+
+fn verdict_of(status: StatusCode) -> Result<Verdict, ApproverError> {
+    match status {
+        StatusCode::OK => Ok(Verdict::Approved),
+        StatusCode::FORBIDDEN => Ok(Verdict::Denied),
+        other => Err(ApproverError::Unexpected(other)),
+    }
+}
+
+/// What tells the Approver which request it is asked for, and of which trace the call is a part.
+fn headers_of(request: &RequestContext, span_id: SpanId) -> HeaderMap {
+    let traceparent = request.trace.traceparent(span_id);
+    [
+        (telemetry::X_REQUEST_ID, Some(&*request.id)),
+        (telemetry::TRACEPARENT, Some(&*traceparent)),
+        (telemetry::TRACESTATE, request.trace.tracestate()),
+    ]
+    .into_iter()
+    // Whatever was taken over is visible ASCII.
+    .filter_map(|(name, value)| Some((HeaderName::from_static(name), HeaderValue::from_str(value?).ok()?)))
+    .collect()
 }
 
 /// Reads what is left of an answer, which says nothing more, so that the connection can be used again.
@@ -166,7 +233,7 @@ mod tests {
             call_timeout: Duration::from_secs(1),
             calls_in_flight: 1,
         };
-        let approver = Approver::new(&config).unwrap();
+        let approver = Approver::new(&config, Arc::default()).unwrap();
         for (id, encoded) in [
             ("a/b", "a%2Fb"),
             ("..", ".."),

@@ -11,8 +11,8 @@
 //!
 //! # What is never so
 //!
-//! - Imports point up this list only, and a test reads them: `causes`, `domain`; `config`; `retry`; `store`, `approver`,
-//!   `operations_log`, `tokens`; `metrics`, `verify`; `ledger`; `service`; `http`; `dev`; `replica`; `commands`.
+//! - Imports point up this list only, and a test reads them: `causes`, `domain`; `config`; `telemetry`; `metrics`, `retry`;
+//!   `store`, `approver`, `operations_log`, `tokens`; `verify`; `ledger`; `service`; `http`; `dev`; `replica`; `commands`.
 //! - The domain does no I/O and reads no clock.
 //! - Nothing that correctness depends on is kept in a process: replicas meet only in PostgreSQL.
 //! - No database connection is held while the Approver is waited for.
@@ -32,6 +32,7 @@ pub mod replica;
 pub mod retry;
 pub mod service;
 pub mod store;
+pub mod telemetry;
 pub mod tokens;
 pub mod verify;
 

@@ -5,19 +5,16 @@ use std::process::ExitCode;
 
 use balance::commands::Cli;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let cli = match Cli::from_environment() {
         Ok(cli) => cli,
         Err(error) => return fail(&error, ExitCode::FAILURE),
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,poem=warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
+    match cli.log_format() {
+        Ok(format) => balance::telemetry::install(format),
+        Err(error) => return fail(&error, ExitCode::FAILURE),
+    }
     raise_file_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -119,7 +119,8 @@ pub async fn run(
     let admin = admin
         .map(|admin| bind("ADMIN_LISTEN", admin, request_time))
         .transpose()?;
-    let approver = Approver::new(&config.approver).map_err(ReplicaError::Approver)?;
+    let metrics = Arc::new(Metrics::new());
+    let approver = Approver::new(&config.approver, Arc::clone(&metrics)).map_err(ReplicaError::Approver)?;
     let store = Store::new(&config.database, SegmentLength::DEFAULT);
     let hangup = signal(SignalKind::hangup()).map_err(ReplicaError::Signals)?;
     // Without a handler, a file that reaches `ulimit -f` would end the process; with one, the write fails and the log
@@ -131,7 +132,6 @@ pub async fn run(
     let recovery = Recovery::prepare(&opened, config.service.operation_timeout).await;
     let (log, writer) = opened.start().await.map_err(ReplicaError::OpenLog)?;
 
-    let metrics = Arc::new(Metrics::new());
     let reopening = tokio::spawn(reopen_at(hangup, log.clone(), tokens.clone(), Arc::clone(&metrics)));
     let operation_timeout = config.service.operation_timeout;
     let service = Arc::new(Service::new(
@@ -227,7 +227,7 @@ async fn reload(tokens: Arc<Tokens>, metrics: &Metrics) {
         Ok(reloaded) => reloaded.map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
     };
-    metrics.api_tokens_reload_failed.set(i64::from(reloaded.is_err()));
+    metrics.access.tokens_reload_failed.set(i64::from(reloaded.is_err()));
     match reloaded {
         Ok(count) => tracing::info!(count, "the tokens were read again"),
         Err(error) => tracing::error!("the tokens stay as they were; API_TOKENS_FILE: {error}"),

@@ -15,8 +15,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{
-    AccessArguments, ApproverArguments, ConfigError, DatabaseArguments, ServiceArguments, StandInArguments,
-    VerifyArguments,
+    AccessArguments, ApproverArguments, ConfigError, DatabaseArguments, LogFormat, ProcessLogArguments,
+    ServiceArguments, StandInArguments, VerifyArguments,
 };
 use crate::dev::{PostgresError, StandInApprover};
 use crate::replica::{self, Addresses, ReplicaConfig, ReplicaError};
@@ -28,6 +28,8 @@ use crate::store::{MigrationError, migrate};
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    process_log: ProcessLogArguments,
 }
 
 #[derive(Subcommand)]
@@ -144,6 +146,15 @@ impl Cli {
         })
     }
 
+    /// How the process's own log is to look.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] if there is no such format.
+    pub fn log_format(&self) -> Result<LogFormat, ConfigError> {
+        self.process_log.format()
+    }
+
     /// Runs the command to its end, and says what the process ends with.
     ///
     /// # Errors
@@ -223,7 +234,8 @@ async fn stand_in(arguments: &StandInArguments) -> Result<(), CommandError> {
 /// Which variable it is that clap could not read.
 fn not_utf8() -> ConfigError {
     let cli = Cli::command();
-    let arguments = cli.get_subcommands().flat_map(clap::Command::get_arguments);
+    let commands = std::iter::once(&cli).chain(cli.get_subcommands());
+    let arguments = commands.flat_map(clap::Command::get_arguments);
     let names = arguments.filter_map(|argument| argument.get_env()?.to_str());
     let is_not_utf8 = |name: &&str| std::env::var_os(name).is_some_and(|value| value.to_str().is_none());
     let variable = names.filter(is_not_utf8).map(str::to_owned).next();

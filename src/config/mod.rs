@@ -11,6 +11,7 @@
 //! | [`ServiceConfig`] | `APPROVAL_THRESHOLD`, `OPERATION_TIMEOUT_MS`, `OPERATIONS_IN_FLIGHT`, `INSTANCE` |
 //! | [`LedgerConfig`] | `OPERATION_TIMEOUT_MS`, `OPERATIONS_IN_FLIGHT`, `COMMIT_BATCH_USERS`, `COMMIT_LANES`, `READ_STATEMENTS` |
 //! | [`AccessConfig`] | `API_TOKENS_FILE`, `ADMIN_LISTEN` |
+//! | [`LogFormat`] | `LOG_FORMAT` |
 //! | [`HttpConfig`] | `LISTEN`, `CONNECTIONS`, `IDLE_TIMEOUT_MS`, `CLIENT_TIMEOUT_MS`, `SHUTDOWN_DELAY_MS`, `SHUTDOWN_TIMEOUT_MS` |
 
 mod arguments;
@@ -22,7 +23,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use arguments::{
-    AccessArguments, ApproverArguments, DatabaseArguments, ServiceArguments, StandInArguments, VerifyArguments,
+    AccessArguments, ApproverArguments, DatabaseArguments, ProcessLogArguments, ServiceArguments, StandInArguments,
+    VerifyArguments,
 };
 pub use urls::{ApproverUrl, DatabaseUrl};
 
@@ -94,6 +96,17 @@ pub enum SyncPolicy {
     EverySecond,
     /// The operating system decides.
     Never,
+}
+
+impl SyncPolicy {
+    /// As it is written in `OPERATIONS_LOG_SYNC`.
+    pub fn name(self) -> &'static str {
+        match self {
+            SyncPolicy::Always => "always",
+            SyncPolicy::EverySecond => "everysec",
+            SyncPolicy::Never => "never",
+        }
+    }
 }
 
 /// Where the operations log is and how safe its lines are.
@@ -169,6 +182,17 @@ pub struct AccessConfig {
     /// From `ADMIN_LISTEN`: an address of its own for metrics and documentation, with connections of its own, so that clients
     /// who take all of theirs do not keep operators out. The times are those of the service's address.
     pub admin: Option<HttpConfig>,
+}
+
+/// From `LOG_FORMAT`: how the process's own log looks on standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text where standard error is a terminal, and lines of JSON otherwise.
+    Auto,
+    /// Text, in colours on a terminal.
+    Text,
+    /// An object of JSON a line.
+    Json,
 }
 
 /// How the stand-in for the Approver behaves; from `STAND_IN_LISTEN`, `STAND_IN_DELAY_MS`, `STAND_IN_DENY_ABOVE`.

@@ -129,6 +129,33 @@ impl<S: UseCases> Api<S> {
             .as_ref()
             .expect("an Api that serves has a service; the one without only prints its document")
     }
+
+    /// Whether operations can be answered, or why not.
+    async fn readiness(&self) -> Result<Success<Status>, String> {
+        if self.stopping.has_begun() {
+            return Err("The service is stopping; use another replica.".to_owned());
+        }
+        let readiness = self.service().readiness().await;
+        readiness
+            .log
+            .map_err(|failure| format!("Operations are not answered: {failure}."))?;
+        match readiness.store {
+            Ok(StoreReadiness::Ready) => Ok(Success(Status {
+                status: "ready".to_owned(),
+            })),
+            Ok(StoreReadiness::NoSchema) => Err("The database has no schema; run `balance migrate` on it.".to_owned()),
+            Ok(StoreReadiness::NoRights) => Err(
+                "The database role may not do all that the service does; run env/roles.sql on the database.".to_owned(),
+            ),
+            Ok(StoreReadiness::ReadOnly) => {
+                Err("The database is read-only; point DATABASE_URL at the primary.".to_owned())
+            }
+            Err(StoreError::NoneLeft) => Err(
+                "The database has no connection left; raise its max_connections, or the limit of the role.".to_owned(),
+            ),
+            Err(error) => Err(format!("The database does not answer: {error}.")),
+        }
+    }
 }
 
 #[OpenApi]
@@ -309,32 +336,9 @@ impl<S: UseCases> Api<S> {
         tag = "Tag::Operation"
     )]
     async fn readyz(&self) -> Result<Success<Status>, ProblemOf<Probing>> {
-        let not_ready = |detail: String| Err(Problem::new(Code::NotReady, detail).into());
-        if self.stopping.has_begun() {
-            return not_ready("The service is stopping; use another replica.".to_owned());
-        }
-        let readiness = self.service().readiness().await;
-        if let Err(failure) = readiness.log {
-            return not_ready(format!("Operations are not answered: {failure}."));
-        }
-        match readiness.store {
-            Ok(StoreReadiness::Ready) => Ok(Success(Status {
-                status: "ready".to_owned(),
-            })),
-            Ok(StoreReadiness::NoSchema) => {
-                not_ready("The database has no schema; run `balance migrate` on it.".to_owned())
-            }
-            Ok(StoreReadiness::NoRights) => not_ready(
-                "The database role may not do all that the service does; run env/roles.sql on the database.".to_owned(),
-            ),
-            Ok(StoreReadiness::ReadOnly) => {
-                not_ready("The database is read-only; point DATABASE_URL at the primary.".to_owned())
-            }
-            Err(StoreError::NoneLeft) => not_ready(
-                "The database has no connection left; raise its max_connections, or the limit of the role.".to_owned(),
-            ),
-            Err(error) => not_ready(format!("The database does not answer: {error}.")),
-        }
+        let readiness = self.readiness().await;
+        self.metrics.http.ready.set(f64::from(u8::from(readiness.is_ok())));
+        readiness.map_err(|detail| Problem::new(Code::NotReady, detail).into())
     }
 
     /// Counters for Prometheus

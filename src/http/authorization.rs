@@ -71,7 +71,7 @@ impl Authorization {
         };
         let caller = caller(tokens, request.headers(), needed);
         if let Err(refused) = caller {
-            self.metrics.unauthorized(refused.into());
+            self.metrics.access.unauthorized(refused.into());
             self.tell(request, refused);
         }
         caller.map(Some)

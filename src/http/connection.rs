@@ -18,6 +18,8 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::phase::Phase;
 use super::problem::{Code, PROBLEM_JSON, Problem};
+use crate::metrics::Active;
+use crate::telemetry::{RequestContext, X_REQUEST_ID};
 
 /// How a connection that speaks HTTP/2 begins.
 const HTTP_2: &[u8] = b"PRI * HTTP/2";
@@ -47,12 +49,12 @@ pub struct Connection {
     until: Pin<Box<Sleep>>,
     /// Whether the socket has no room for what is being sent; then `until` is about that.
     is_stalled: bool,
-    _place: OwnedSemaphorePermit,
+    _place: (OwnedSemaphorePermit, Active),
 }
 
 impl Connection {
     /// A connection that was accepted just now; while nothing is sent on it, it counts as idle.
-    pub fn new(stream: TcpStream, times: Times, place: OwnedSemaphorePermit) -> Self {
+    pub fn new(stream: TcpStream, times: Times, place: (OwnedSemaphorePermit, Active)) -> Self {
         Self {
             stream,
             times,
@@ -235,14 +237,17 @@ fn late_request(time: Duration) -> Vec<u8> {
     last_answer(&Problem::new(Code::RequestTimeout, detail))
 }
 
-/// An answer outside of poem, after which the connection is closed.
+/// An answer outside of poem, after which the connection is closed. Its id is always new: what the client has sent is not
+/// looked at.
 pub fn last_answer(problem: &Problem) -> Vec<u8> {
     let (status, body) = (problem.status(), problem.to_json_string());
+    let id = RequestContext::new_id();
+    tracing::debug!(request_id = &*id, %status, "answered before there was a request");
     let retry_after = problem
         .retry_after()
         .map_or(String::new(), |seconds| format!("retry-after: {seconds}\r\n"));
     format!(
-        "HTTP/1.1 {status}\r\ncontent-type: {PROBLEM_JSON}\r\n{retry_after}content-length: {}\r\nconnection: close\r\n\r\n{body}",
+        "HTTP/1.1 {status}\r\ncontent-type: {PROBLEM_JSON}\r\n{X_REQUEST_ID}: {id}\r\n{retry_after}content-length: {}\r\nconnection: close\r\n\r\n{body}",
         body.len()
     )
     .into_bytes()

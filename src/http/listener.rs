@@ -19,6 +19,7 @@ use tokio::time::sleep;
 use super::connection::{Connection, Times, last_answer};
 use super::problem::{Code, Problem};
 use crate::config::HttpConfig;
+use crate::metrics::{Active, Metrics, gauge_value};
 
 /// How many clients the operating system may queue until they are accepted, where its own limit (`somaxconn`) is not
 /// lower. Beyond that it drops what they send; a client that then waits for us to speak is never told.
@@ -45,6 +46,7 @@ pub struct Listening {
     /// Tells the one that has been there longest to make room.
     make_room: Arc<Notify>,
     was_full: bool,
+    metrics: Arc<Metrics>,
 }
 
 impl Listening {
@@ -70,7 +72,14 @@ impl Listening {
             doorstep: Arc::new(Semaphore::new(NonZeroUsize::get(config.turned_away))),
             make_room: Arc::default(),
             was_full: false,
+            metrics: Arc::default(),
         })
+    }
+
+    /// Counts the connections there.
+    pub(super) fn count(&mut self, metrics: Arc<Metrics>) {
+        metrics.http.connections_limit.set(gauge_value(self.most));
+        self.metrics = metrics;
     }
 
     /// The address that is bound, with the port that was chosen if 0 was asked for.
@@ -96,6 +105,7 @@ impl Listening {
     /// Answers 503 as soon as the client asks for something. Only so many may take their time for that at once: with
     /// each one more, the first of them is answered without having asked.
     async fn turn_away(&mut self, stream: TcpStream) {
+        self.metrics.http.turned_away.inc();
         if !self.was_full {
             self.was_full = true;
             let most = self.most;
@@ -147,6 +157,7 @@ impl Acceptor for Listening {
                 continue;
             };
             self.was_full = false;
+            let place = (place, Active::new(&self.metrics.http.connections));
             let connection = Connection::new(stream, self.times_now(), place);
             let (local, remote) = (LocalAddr(self.address.into()), RemoteAddr(peer.into()));
             return Ok((connection, local, remote, Scheme::HTTP));

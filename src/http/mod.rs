@@ -7,6 +7,7 @@ mod body;
 mod connection;
 mod deferred;
 mod document;
+mod exchange;
 mod headers;
 mod listener;
 mod parameters;
@@ -16,7 +17,7 @@ mod routes;
 mod types;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use poem::error::{MethodNotAllowedError, NotFoundError, ParsePathError};
 use poem::http::{HeaderValue, Method, header};
@@ -31,11 +32,13 @@ pub use routes::Offer;
 use api::Api;
 use authorization::Authorization;
 use body::BodyTime;
+use exchange::Exchange;
 use problem::{Code, Problem};
 use routes::{Audience, KnownRoute};
 
 use crate::metrics::Metrics;
 use crate::service::UseCases;
+use crate::telemetry;
 use crate::tokens::Tokens;
 
 /// The name under which requests to no path are counted.
@@ -69,7 +72,7 @@ struct Gate {
 ///
 /// If the listener fails for good.
 pub async fn serve<S: UseCases>(
-    listening: Listening,
+    mut listening: Listening,
     site: Site<S>,
     shutdown: impl Future<Output = ()>,
     drain: Duration,
@@ -92,6 +95,9 @@ pub async fn serve<S: UseCases>(
         metrics,
         stopping,
     };
+    if offer != Offer::Administration {
+        listening.count(Arc::clone(&gate.metrics));
+    }
     Server::new_with_acceptor(listening)
         .run_with_graceful_shutdown(application(api, gate), shutdown, Some(drain))
         .await
@@ -130,21 +136,18 @@ fn application<S: UseCases>(api: Api<S>, gate: Gate) -> impl Endpoint<Output = R
 impl Gate {
     /// Calls the routes; whatever comes of it is an answer, and is counted.
     async fn answer<E: Endpoint>(&self, routes: &E, mut request: Request) -> Response {
-        let began = Instant::now();
         let route = self.offer.route_of(request.uri().path());
-        let method = request.method().clone();
-        let mut response = match self.admit(route, &mut request).await {
-            Ok(route) => self.handle(routes, route, request).await,
-            Err(refusal) => refusal,
-        };
-        headers::protect(response.headers_mut(), route);
-        self.metrics.request(
-            route.map_or(UNMATCHED, |route| route.pattern),
-            known_method(&method),
-            response.status().as_u16(),
-            began.elapsed().as_secs_f64(),
-        );
-        response
+        let exchange = Exchange::begin(&request, route, &self.metrics);
+        telemetry::scope(exchange.request(), async move {
+            let mut response = match self.admit(route, &mut request).await {
+                Ok(route) => self.handle(routes, route, request).await,
+                Err(refusal) => refusal,
+            };
+            headers::protect(response.headers_mut(), route);
+            exchange.end(&mut response);
+            response
+        })
+        .await
     }
 
     /// Lets a request pass to a path that there is here, with a token that allows it; who asks is noted with it.
@@ -218,23 +221,10 @@ fn to_problem(error: poem::Error, route: &KnownRoute) -> Response {
     }
     let status = error.status();
     if status.is_client_error() {
-        tracing::debug!(?error, "a request that cannot be read");
+        // The error's words may be the client's.
+        tracing::debug!(%status, "a request that cannot be read");
         return Problem::invalid("The request cannot be read; see /docs for what it may hold.").into_response();
     }
     tracing::error!(%status, %error, "an error that no layer has named");
     Problem::from(crate::service::Unavailable::Internal).into_response()
-}
-
-/// Methods are the client's to invent; labels are not.
-fn known_method(method: &Method) -> &'static str {
-    match *method {
-        Method::GET => "GET",
-        Method::HEAD => "HEAD",
-        Method::POST => "POST",
-        Method::PUT => "PUT",
-        Method::PATCH => "PATCH",
-        Method::DELETE => "DELETE",
-        Method::OPTIONS => "OPTIONS",
-        _ => "_OTHER",
-    }
 }

@@ -2,6 +2,7 @@
 //! together, then the callers are told.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -10,6 +11,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout_at
 use super::{Answer, ChangeError, Place, Proposal, Recorded, Unavailable, Waiting};
 use crate::domain::{Entry, IdempotencyKey, Operation};
 use crate::operations_log::{Lines, LogUnavailable, OperationName, Outcome, Record, Slot, Written};
+use crate::telemetry::RequestContext;
 
 /// How long a line may take to be written after the operation's own deadline.
 pub const LOG_GRACE: Duration = Duration::from_secs(1);
@@ -30,6 +32,8 @@ pub(super) struct Pending {
     pub(super) in_doubt: Option<i64>,
     /// Whether a reading has passed it over for another one deep in the past.
     pub(super) passed_over: bool,
+    /// What it was asked by, if that is known.
+    pub(super) request: Option<Arc<RequestContext>>,
     caller: Caller,
 }
 
@@ -67,12 +71,14 @@ impl Pending {
             slot,
             under_way,
             deadline,
+            request,
         } = place;
         Self {
             proposal,
             deadline,
             in_doubt: None,
             passed_over: false,
+            request,
             caller: Caller {
                 slot,
                 answer,

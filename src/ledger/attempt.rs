@@ -10,10 +10,11 @@ use super::contention::Contended;
 use super::{Answer, Recorded, SHARED_GRACE, Unavailable, judge};
 use crate::causes::causes;
 use crate::domain::{Changes, Entry, OperationId, UserId};
-use crate::metrics::{BatchKind, Metrics};
+use crate::metrics::{BatchKind, Metrics, RetryReason, Statement};
 use crate::store::{
     CommitError, CommitOutcome, Commitment, Group, GroupCommit, LedgerStore, Reach, StoreError, UserState, repeat_read,
 };
+use crate::telemetry::{RequestContext, caused_by};
 
 /// What an attempt needs.
 pub(super) struct Recorder<S> {
@@ -53,6 +54,11 @@ impl UserChanges {
             group.deep_first(&pending.proposal.operation);
         }
         Some(group)
+    }
+
+    /// What they were asked by.
+    pub(super) fn requests(&self) -> impl Iterator<Item = Option<&Arc<RequestContext>>> {
+        self.changes.iter().map(|pending| pending.request.as_ref())
     }
 
     /// Answers those whose time has run out.
@@ -171,21 +177,29 @@ impl Judged {
         }
     }
 
-    /// Puts all of it back, to be tried again.
-    fn again(self, group: &mut UserChanges, reason: Unavailable) {
+    /// What the accepted ones were asked by.
+    fn requests(&self) -> impl Iterator<Item = Option<&Arc<RequestContext>>> {
+        self.accepted.iter().map(|(pending, _)| pending.request.as_ref())
+    }
+
+    /// Puts all of it back, to be tried again; tells how many that are.
+    fn again(self, group: &mut UserChanges, reason: Unavailable) -> usize {
+        let count = self.accepted.len() + self.resting.len();
         let accepted = self.accepted.into_iter().map(|(pending, _)| pending);
         let resting = self.resting.into_iter().map(|(pending, _)| pending);
         group.changes.extend(accepted.chain(resting));
         group.trouble = Some(reason);
+        count
     }
 
-    /// Answers the accepted ones that nothing is stored; what is in doubt and what rested on them is tried again.
-    fn not_stored(mut self, group: &mut UserChanges, reason: Unavailable, answers: &mut Answers) {
+    /// Answers the accepted ones that nothing is stored; what is in doubt and what rested on them is tried again, and
+    /// counted.
+    fn not_stored(mut self, group: &mut UserChanges, reason: Unavailable, answers: &mut Answers) -> usize {
         let is_known = |(pending, _): &mut (Pending, Entry)| pending.in_doubt.is_none();
         for (pending, _) in self.accepted.extract_if(.., is_known) {
             answers.push(pending, Err(reason.into()));
         }
-        self.again(group, reason);
+        self.again(group, reason)
     }
 }
 
@@ -211,15 +225,16 @@ impl<S: LedgerStore> Recorder<S> {
         let Some(first) = deadlines.min() else {
             return;
         };
-        let deadline = first.max(Instant::now() + SHARED_GRACE);
+        let began = Instant::now();
+        let deadline = first.max(began + SHARED_GRACE);
         let (places, states) = match self.read(groups, reach, deadline).await {
             Ok(read) => read,
             Err(error) => {
                 let out_of_time = error.is_out_of_time();
-                let reason = Unavailable::from(error);
+                let reason = caused_by(requests(groups), || Unavailable::from(error));
                 return groups
                     .iter_mut()
-                    .for_each(|group| group.give_up(reason, out_of_time, answers));
+                    .for_each(|group| self.give_up(group, reason, out_of_time, answers));
             }
         };
         let mut judged = Vec::with_capacity(places.len());
@@ -233,12 +248,19 @@ impl<S: LedgerStore> Recorder<S> {
                 }
                 Err(error) => {
                     let out_of_time = error.is_out_of_time();
-                    group.give_up(Unavailable::from(error), out_of_time, answers);
+                    let reason = caused_by(group.requests(), || Unavailable::from(error));
+                    self.give_up(group, reason, out_of_time, answers);
                 }
             }
         }
         answers.deliver();
         self.commit(judged, groups, answers, deadline).await;
+        self.metrics.ledger.batch_took(BatchKind::Commit, began.elapsed());
+    }
+
+    fn give_up(&self, group: &mut UserChanges, reason: Unavailable, out_of_time: bool, answers: &mut Answers) {
+        group.give_up(reason, out_of_time, answers);
+        self.metrics.ledger.retried(RetryReason::NotRead, group.changes.len());
     }
 
     /// The state of each user who has changes, and the user's place among the groups.
@@ -252,8 +274,11 @@ impl<S: LedgerStore> Recorder<S> {
         let (places, asked): (Vec<_>, Vec<_>) = numbered
             .filter_map(|(place, group)| Some((place, group.group()?)))
             .unzip();
-        let states = repeat_read(deadline, || self.store.states(&asked, reach, deadline)).await?;
-        Ok((places, states))
+        let states = repeat_read(deadline, || {
+            let reading = self.store.states(&asked, reach, deadline);
+            self.metrics.database.statement(Statement::ReadUsers, reading)
+        });
+        Ok((places, states.await?))
     }
 
     /// The changes in doubt that turn out to be stored, with the balance after each. The user is at `version`.
@@ -271,7 +296,8 @@ impl<S: LedgerStore> Recorder<S> {
             return Ok(HashMap::new());
         }
         repeat_read(deadline, || {
-            self.store.stored_among(&group.user_id, &operations, deadline)
+            let looking = self.store.stored_among(&group.user_id, &operations, deadline);
+            self.metrics.database.statement(Statement::FindStored, looking)
         })
         .await
     }
@@ -290,8 +316,9 @@ impl<S: LedgerStore> Recorder<S> {
         }
         let commits: Vec<_> = judged.iter().map(Judged::commit).collect();
         let operations = judged.iter().map(|judged| judged.accepted.len()).sum();
-        self.metrics.batch(BatchKind::Commit, operations);
-        let outcome = self.store.commit(&commits, &self.instance, deadline).await;
+        self.metrics.ledger.batch(BatchKind::Commit, operations);
+        let committing = self.store.commit(&commits, &self.instance, deadline);
+        let outcome = self.metrics.database.statement(Statement::Commit, committing).await;
         drop(commits);
         let is_alone = judged.len() == 1;
         match outcome {
@@ -301,27 +328,31 @@ impl<S: LedgerStore> Recorder<S> {
                     match outcome {
                         CommitOutcome::Stored => judged.stored(answers),
                         CommitOutcome::Conflict => {
-                            self.metrics.conflict();
+                            self.metrics.ledger.conflict();
                             self.contended.lost(&group.user_id);
-                            judged.again(group, Unavailable::TooManyConflicts);
+                            let again = judged.again(group, Unavailable::TooManyConflicts);
+                            self.metrics.ledger.retried(RetryReason::Conflict, again);
                         }
                     }
                 }
             }
             Err(CommitError::NotStored(error)) => {
-                let reason = Unavailable::from(error);
+                let reason = caused_by(judged.iter().flat_map(Judged::requests), || Unavailable::from(error));
                 for judged in judged {
                     let group = &mut groups[judged.place];
-                    if is_alone {
-                        judged.not_stored(group, reason, answers);
+                    let again = if is_alone {
+                        judged.not_stored(group, reason, answers)
                     } else {
                         // It may be due to another user's; each is tried by itself.
-                        judged.again(group, reason);
-                    }
+                        judged.again(group, reason)
+                    };
+                    self.metrics.ledger.retried(RetryReason::NotStored, again);
                 }
             }
             Err(CommitError::InDoubt(error)) => {
-                tracing::warn!("the result of a commit was lost: {}", causes(&error));
+                caused_by(judged.iter().flat_map(Judged::requests), || {
+                    tracing::warn!("the result of a commit was lost: {}", causes(&error));
+                });
                 for mut judged in judged {
                     let start = judged.start();
                     judged
@@ -329,9 +360,15 @@ impl<S: LedgerStore> Recorder<S> {
                         .iter_mut()
                         .for_each(|(pending, _)| pending.in_doubt = start);
                     let group = &mut groups[judged.place];
-                    judged.again(group, Unavailable::Database);
+                    let again = judged.again(group, Unavailable::Database);
+                    self.metrics.ledger.retried(RetryReason::ResultLost, again);
                 }
             }
         }
     }
+}
+
+/// What the changes of these users were asked by.
+fn requests(groups: &[UserChanges]) -> impl Iterator<Item = Option<&Arc<RequestContext>>> {
+    groups.iter().flat_map(UserChanges::requests)
 }

@@ -77,6 +77,11 @@ impl Backlog {
         }
     }
 
+    /// How many are in it.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     /// Whether one operation more would wait for too long.
     pub fn is_full(&self) -> bool {
         let waiting = self.waiting.load(Ordering::Relaxed);

@@ -11,9 +11,10 @@ use super::answers::LOG_GRACE;
 use super::{Backlog, Place, SHARED_GRACE, Unavailable, Waiting, take_waiting};
 use crate::config::LedgerConfig;
 use crate::domain::{CallerName, Timestamp, UserId};
-use crate::metrics::{BatchKind, Metrics};
+use crate::metrics::{BatchKind, Metrics, Statement};
 use crate::operations_log::{Lines, OperationName, Outcome, Record, Written};
 use crate::store::{LedgerStore, repeat_read};
+use crate::telemetry::{RequestContext, caused_by};
 
 /// The most balances of one statement: more than are asked for at once in any but the greatest rush, and few enough for a
 /// statement to end in a few milliseconds.
@@ -69,6 +70,10 @@ impl Balances {
         Self { questions, backlog }
     }
 
+    pub(super) fn waiting(&self) -> usize {
+        self.backlog.waiting()
+    }
+
     pub(super) fn is_full(&self) -> bool {
         self.backlog.is_full()
     }
@@ -107,39 +112,53 @@ impl<S: LedgerStore> Reader<S> {
     }
 
     async fn answer(&self, together: Vec<Asked>) {
-        self.metrics.batch(BatchKind::Read, together.len());
+        self.metrics.ledger.batch(BatchKind::Read, together.len());
         let now = Instant::now();
         let (in_time, late): (Vec<_>, Vec<_>) =
             together.into_iter().partition(|question| question.place.deadline > now);
         answer(late, Err(Unavailable::Overloaded)).await;
         // Should it panic, the questions are still here, and get their lines.
-        let reading = AssertUnwindSafe(read(&in_time, &*self.store)).catch_unwind();
+        let reading = AssertUnwindSafe(self.read(&in_time)).catch_unwind();
         let balances = reading.await.unwrap_or_else(|_| {
-            tracing::error!("a batch of balances was not read");
+            caused_by(requests(&in_time), || {
+                tracing::error!("a batch of balances was not read")
+            });
             Err(Unavailable::Internal)
         });
+        self.metrics.ledger.batch_took(BatchKind::Read, now.elapsed());
         answer(in_time, balances).await;
+    }
+
+    async fn read(&self, questions: &[Asked]) -> Result<Vec<i64>, Unavailable> {
+        let Some(first) = questions.iter().map(|question| question.place.deadline).min() else {
+            return Ok(Vec::new());
+        };
+        let deadline = first.max(Instant::now() + SHARED_GRACE);
+        let user_ids: Vec<_> = questions.iter().map(|asked| asked.question.user_id.as_str()).collect();
+        let moments: Vec<_> = questions.iter().map(|asked| asked.question.at).collect();
+        let balances = repeat_read(deadline, || {
+            let reading = self.store.balances_at(&user_ids, &moments, deadline);
+            self.metrics.database.statement(Statement::ReadBalances, reading)
+        });
+        let balances = balances
+            .await
+            .map_err(|error| caused_by(requests(questions), || Unavailable::from(error)))?;
+        if balances.len() == questions.len() {
+            Ok(balances)
+        } else {
+            tracing::error!(
+                asked = questions.len(),
+                answered = balances.len(),
+                "not as many balances as asked for"
+            );
+            Err(Unavailable::Internal)
+        }
     }
 }
 
-async fn read(questions: &[Asked], store: &impl LedgerStore) -> Result<Vec<i64>, Unavailable> {
-    let Some(first) = questions.iter().map(|question| question.place.deadline).min() else {
-        return Ok(Vec::new());
-    };
-    let deadline = first.max(Instant::now() + SHARED_GRACE);
-    let user_ids: Vec<_> = questions.iter().map(|asked| asked.question.user_id.as_str()).collect();
-    let moments: Vec<_> = questions.iter().map(|asked| asked.question.at).collect();
-    let balances = repeat_read(deadline, || store.balances_at(&user_ids, &moments, deadline)).await?;
-    if balances.len() == questions.len() {
-        Ok(balances)
-    } else {
-        tracing::error!(
-            asked = questions.len(),
-            answered = balances.len(),
-            "not as many balances as asked for"
-        );
-        Err(Unavailable::Internal)
-    }
+/// What asked them.
+fn requests(questions: &[Asked]) -> impl Iterator<Item = Option<&Arc<RequestContext>>> {
+    questions.iter().map(|question| question.place.request.as_ref())
 }
 
 /// Writes the lines, then tells who asked.

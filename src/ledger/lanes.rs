@@ -100,6 +100,11 @@ impl Lanes {
         &self.entrance(user_id).backlog
     }
 
+    /// How many changes are in all lanes.
+    pub(super) fn waiting(&self) -> usize {
+        self.0.iter().map(|entrance| entrance.backlog.waiting()).sum()
+    }
+
     pub(super) fn push(&self, proposal: Proposal, place: Place, answer: oneshot::Sender<Answer>) {
         let entrance = self.entrance(&proposal.operation.user_id);
         let pending = Pending::new(proposal, place, entrance.backlog.enter(), answer);

@@ -36,9 +36,10 @@ use tokio::time::{Instant, timeout};
 
 use crate::config::LedgerConfig;
 use crate::domain::{Entry, IdempotencyKey, Operation, OperationId, Timeline, UserId};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Statement};
 use crate::operations_log::{OperationsLog, Slot};
 use crate::store::{EarlierOperation, Group, LedgerStore, Reach, Store, StoreError, repeat_read};
+use crate::telemetry::RequestContext;
 use attempt::Recorder;
 use balances::Balances;
 use lanes::Lanes;
@@ -66,6 +67,8 @@ pub struct Place {
     pub under_way: OwnedSemaphorePermit,
     /// When the caller wants to know at the latest.
     pub deadline: Instant,
+    /// What it was asked by, if that is known.
+    pub request: Option<Arc<RequestContext>>,
 }
 
 /// A change that may be stored if the rule of the ledger admits it.
@@ -96,6 +99,7 @@ pub type Answer = Result<Recorded, ChangeError>;
 /// The way into the store and out of it.
 pub struct Ledger<S = Store> {
     store: Arc<S>,
+    metrics: Arc<Metrics>,
     log: OperationsLog,
     lanes: Lanes,
     balances: Balances,
@@ -117,6 +121,7 @@ impl<S: LedgerStore> Ledger<S> {
             lanes: Lanes::start(&Arc::new(recorder), config, batches_apart),
             balances: Balances::start(&store, &metrics, config),
             store,
+            metrics,
             log,
         }
     }
@@ -124,6 +129,16 @@ impl<S: LedgerStore> Ledger<S> {
     /// Whether one change more of this user would wait for too long: it is to be refused before it is begun.
     pub fn is_full_for(&self, user_id: &UserId) -> bool {
         self.lanes.backlog_of(user_id).is_full()
+    }
+
+    /// How many changes wait or are worked on.
+    pub fn changes_waiting(&self) -> usize {
+        self.lanes.waiting()
+    }
+
+    /// How many balances are asked for and not answered.
+    pub fn questions_waiting(&self) -> usize {
+        self.balances.waiting()
     }
 
     /// Whether one balance more that is asked for would wait for too long.
@@ -148,8 +163,11 @@ impl<S: LedgerStore> Ledger<S> {
     /// `Err` holds the answer, which may be a good one: the change may have been stored before under the same key.
     pub async fn foresee(&self, proposal: &Proposal, deadline: Instant) -> Result<(), Answer> {
         let group = [Group::of(&proposal.operation, proposal.idempotency_key.as_ref())];
-        let read = repeat_read(deadline, || self.store.states(&group, Reach::Unlimited, deadline)).await;
-        let states = match read {
+        let read = repeat_read(deadline, || {
+            let reading = self.store.states(&group, Reach::Unlimited, deadline);
+            self.metrics.database.statement(Statement::ReadUsers, reading)
+        });
+        let states = match read.await {
             Ok(states) => states,
             // A look ahead spares work when there is room for it. Whether a key is known must be found out, though.
             Err(StoreError::Busy) if proposal.idempotency_key.is_none() => return Ok(()),

@@ -49,9 +49,7 @@ use self::appender::Appender;
 use self::file::{Opened, PathStorage, RealFile, Storage};
 use self::health::Shared;
 use self::writer::{CLOSING_GRACE, Intake, Job, Keep, Leftover, Line, Writer};
-use crate::config::OperationsLogConfig;
-#[cfg(doc)]
-use crate::config::SyncPolicy;
+use crate::config::{OperationsLogConfig, SyncPolicy};
 use crate::domain::Timestamp;
 
 pub use self::file::OpenError;
@@ -86,6 +84,7 @@ pub enum LogUnavailable {
 pub struct OperationsLog {
     queue: mpsc::Sender<Job>,
     shared: Arc<Shared>,
+    sync: SyncPolicy,
 }
 
 /// A place in the queue for one line, taken before a change is committed, so that a committed change always has room
@@ -206,7 +205,8 @@ impl OperationsLog {
         let (queue, jobs) = mpsc::channel(config.operations_at_once + RECOVERY_LINES);
         let shared = Arc::new(Shared::new(&config.instance));
         let writer = Writer::new(Intake::new(jobs), Arc::clone(&shared), appender, config.sync);
-        (Self { queue, shared }, writer)
+        let sync = config.sync;
+        (Self { queue, shared, sync }, writer)
     }
 
     /// Takes a place in the queue for one line; never waits.
@@ -245,6 +245,11 @@ impl OperationsLog {
             Ok(()) if self.queue.is_closed() => Err(LogFailure::Closed),
             health => health,
         }
+    }
+
+    /// When it is forced to the disk.
+    pub fn sync_policy(&self) -> SyncPolicy {
+        self.sync
     }
 
     /// Counts for `/metrics`.

@@ -12,6 +12,7 @@ use crate::causes::causes;
 use crate::domain::{CallerName, Context, IdempotencyKey, Operation, OperationId, Timestamp, UserId};
 use crate::ledger::{Answer, Place, Proposal, Recorded, change_record, with_line};
 use crate::operations_log::Slot;
+use crate::telemetry;
 
 /// A change that is asked for.
 #[derive(Clone, Debug)]
@@ -70,7 +71,8 @@ impl Service {
         let answer = match self.admit(self.ledger.is_full_for(&operation.user_id))? {
             Admission::Admitted(place) if proposal.approved => {
                 let service = Arc::clone(self);
-                let task = tokio::spawn(async move { service.change_if_approved(proposal, place).await });
+                let approving = async move { service.change_if_approved(proposal, place).await };
+                let task = tokio::spawn(telemetry::carried(approving));
                 match task.await {
                     Ok(answer) => answer,
                     // Only a panic ends the task early.
@@ -112,7 +114,6 @@ impl Service {
             .approver
             .verdict(&operation.user_id, operation.balance_change, deadline)
             .await;
-        self.metrics.verdict(verdict.as_ref().ok().copied());
         match verdict.map_err(Unavailable::from) {
             Ok(Verdict::Approved) => Ok(()),
             Ok(Verdict::Denied) => Err(Settled(Err(ChangeError::ApproverDenied))),

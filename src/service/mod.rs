@@ -6,6 +6,7 @@
 //! in a task of its own. Its answer is given only when its line is with the operating system.
 
 mod change;
+mod observe;
 mod read;
 mod recovery;
 
@@ -27,6 +28,7 @@ use crate::ledger::{Backlog, LOG_GRACE, Ledger, Place};
 use crate::metrics::Metrics;
 use crate::operations_log::{LogFailure, LogUnavailable, OperationsLog, Record, Slot};
 use crate::store::{Store, StoreError, StoreReadiness};
+use crate::telemetry;
 
 /// How long PostgreSQL may take to show that it is ready.
 const READINESS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -151,22 +153,6 @@ impl Service {
         }
     }
 
-    /// Brings the gauges up to date; called when they are about to be read.
-    pub fn observe(&self) {
-        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-        let (open, idle) = self.store.connections();
-        self.metrics.database_connections.set(count(open));
-        self.metrics.database_connections_idle.set(count(idle));
-        let free = self.under_way.available_permits();
-        let under_way = self.config.operations_in_flight.saturating_sub(free);
-        self.metrics.operations_in_flight.set(count(under_way));
-        let log = self.log.statistics();
-        self.metrics
-            .operations_log_lines
-            .set(i64::try_from(log.lines_written).unwrap_or(i64::MAX));
-        self.metrics.operations_log_queue.set(count(log.lines_queued));
-    }
-
     /// Waits until no operation is under way.
     pub async fn finish(&self) {
         let all = u32::try_from(self.config.operations_in_flight).unwrap_or(u32::MAX);
@@ -192,6 +178,7 @@ impl Service {
                 slot,
                 under_way,
                 deadline,
+                request: telemetry::current(),
             }),
             None => Admission::Overloaded { slot, deadline },
         })

@@ -9,8 +9,10 @@ use tokio::time::{Instant, timeout_at};
 use super::{Admission, Service, Unavailable, now, write_line};
 use crate::domain::{CallerName, Timestamp, UserId};
 use crate::ledger::Question;
+use crate::metrics::Statement;
 use crate::operations_log::{OperationName, Outcome, Record};
 use crate::store::{HistoryEntry, HistoryOrder, HistoryQuery, Place, repeat_read};
+use crate::telemetry;
 
 /// Whose balance is asked for.
 #[derive(Clone, Debug)]
@@ -111,7 +113,7 @@ impl Service {
             Admission::Overloaded { slot, deadline } => (slot, deadline, None),
         };
         let service = Arc::clone(self);
-        let task = tokio::spawn(async move {
+        let task = tokio::spawn(telemetry::carried(async move {
             let timestamp = request.to.unwrap_or_else(now);
             let query = HistoryQuery {
                 user_id: request.user_id,
@@ -134,7 +136,7 @@ impl Service {
             let more = entries.len() > request.limit as usize;
             entries.truncate(request.limit as usize);
             Ok(HistoryPage { entries, more })
-        });
+        }));
         task.await.unwrap_or(Err(Unavailable::Internal))
     }
 
@@ -151,7 +153,10 @@ impl Service {
 
     /// Should it panic, that is told like any other failure, and gets its line.
     async fn read_page(&self, query: &HistoryQuery, deadline: Instant) -> Result<Vec<HistoryEntry>, Unavailable> {
-        let reading = repeat_read(deadline, || self.store.history(query, deadline));
+        let reading = repeat_read(deadline, || {
+            let reading = self.store.history(query, deadline);
+            self.metrics.database.statement(Statement::ReadHistory, reading)
+        });
         match AssertUnwindSafe(reading).catch_unwind().await {
             Ok(read) => read.map_err(Unavailable::from),
             Err(_) => {

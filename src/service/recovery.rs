@@ -183,7 +183,7 @@ impl Recovery {
         let stop = CancellationToken::new();
         let task = match self.search {
             Some(mut search) => {
-                service.metrics.recovery_pending.set(1);
+                service.metrics.operations_log.recovery_pending.set(1);
                 let looked = search.look(&service, FIRST_LOOK_TIMEOUT).await;
                 let stopped = stop.clone();
                 Some(tokio::spawn(async move {
@@ -231,7 +231,7 @@ impl Search {
         if let Err(error) = self.mark.remove() {
             tracing::warn!(%error, "the file .recovering beside the operations log cannot be removed");
         }
-        service.metrics.recovery_pending.set(0);
+        service.metrics.operations_log.recovery_pending.set(0);
     }
 
     async fn look_until_made(&mut self, service: &Service) {
@@ -338,7 +338,7 @@ impl Search {
         // From here on the lines are the writer's.
         self.logged.add(changes.iter().map(|change| change.operation.id));
         self.recovered += changes.len();
-        service.metrics.operations_log_recovered.inc_by(changes.len() as u64);
+        service.metrics.operations_log.recovered.inc_by(changes.len() as u64);
         let latest = deadline.max(Instant::now()) + LOG_GRACE;
         let written = timeout_at(latest, writing).await;
         written.unwrap_or(Written::NOT_IN_TIME).line(last)

@@ -37,6 +37,17 @@ pub(super) struct Connections {
     pool: Pool<AsyncPgConnection>,
 }
 
+/// How the pool of connections stands.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolStatus {
+    /// Connections that are open.
+    pub open: usize,
+    /// Those of them that wait for work.
+    pub idle: usize,
+    /// Statements that wait for a connection.
+    pub waiting: usize,
+}
+
 /// A connection taken from the pool. It goes back only when its statement has ended well: one whose statement failed,
 /// timed out or was cancelled may still be busy or broken, and is closed.
 pub(super) struct Lease(Option<Object<AsyncPgConnection>>);
@@ -108,10 +119,13 @@ impl Connections {
         }
     }
 
-    /// Connections open, and how many of them wait for work.
-    pub(super) fn status(&self) -> (usize, usize) {
+    pub(super) fn status(&self) -> PoolStatus {
         let status = self.pool.status();
-        (status.size, status.available)
+        PoolStatus {
+            open: status.size,
+            idle: status.available,
+            waiting: status.waiting,
+        }
     }
 
     /// The most there are at once.

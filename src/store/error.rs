@@ -6,6 +6,7 @@ use diesel_async::pooled_connection::deadpool::PoolError;
 use tokio::time::Instant;
 
 use super::connections::is_none_left;
+use crate::metrics::ErrorType;
 use crate::retry::Pauses;
 
 /// Nothing was changed; the same may work later.
@@ -34,6 +35,27 @@ impl StoreError {
         match self {
             StoreError::TimedOut | StoreError::Busy => true,
             StoreError::Unreachable(_) | StoreError::NoneLeft | StoreError::Failed(_) => false,
+        }
+    }
+}
+
+impl ErrorType for StoreError {
+    fn error_type(&self) -> &'static str {
+        match self {
+            StoreError::Unreachable(_) => "unreachable",
+            StoreError::NoneLeft => "none_left",
+            StoreError::Failed(_) => "failed",
+            StoreError::TimedOut => "timeout",
+            StoreError::Busy => "busy",
+        }
+    }
+}
+
+impl ErrorType for CommitError {
+    fn error_type(&self) -> &'static str {
+        match self {
+            CommitError::NotStored(error) => error.error_type(),
+            CommitError::InDoubt(_) => "in_doubt",
         }
     }
 }

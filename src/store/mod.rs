@@ -35,6 +35,7 @@ pub use snapshot::{
 pub use state::{EarlierOperation, UserState};
 
 use connections::Connections;
+pub use connections::PoolStatus;
 
 use crate::config::DatabaseConfig;
 use crate::domain::SegmentLength;
@@ -54,8 +55,8 @@ impl Store {
         }
     }
 
-    /// Connections open, and how many of them wait for work.
-    pub fn connections(&self) -> (usize, usize) {
+    /// How the pool of connections stands.
+    pub fn pool(&self) -> PoolStatus {
         self.connections.status()
     }
 

@@ -213,9 +213,10 @@ fn what_keeps_dev_from_starting_is_said_in_one_line() {
         reason.starts_with("balance: LISTEN: ") && reason.contains(&address),
         "{reason}"
     );
-    let data_dir = said.split("data_dir=").nth(1).and_then(|rest| rest.split(' ').next());
-    let data_dir = Path::new(data_dir.expect("PostgreSQL was started"));
-    assert!(processes_in(data_dir).is_empty());
+    let mut events = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let data_dir = events.find_map(|event| event["data_dir"].as_str().map(PathBuf::from));
+    let data_dir = data_dir.expect("PostgreSQL was started");
+    assert!(processes_in(&data_dir).is_empty());
     let _ = fs::remove_dir_all(data_dir);
 }
 

@@ -84,6 +84,7 @@ fn a_wrong_value_stops_serve_with_one_line_that_names_variable_value_and_what_is
         ("CLIENT_TIMEOUT_MS", vec!["0", "-1"], "3600000"),
         ("SHUTDOWN_DELAY_MS", vec!["-1", "soon"], "3600000"),
         ("SHUTDOWN_TIMEOUT_MS", vec!["-1", "soon"], "3600000"),
+        ("LOG_FORMAT", vec!["", "yaml", "JSON"], "auto, text or json"),
     ] {
         for value in values {
             let log = scratch.0.join("operations.log");

@@ -255,7 +255,7 @@ async fn the_metrics_are_prometheus_text_with_routes_and_never_a_user() {
         (count("unmatched", "GET", 404), 3),
         (count("/livez", "_OTHER", 405), 1),
         ("balance_approver_verdicts_total{verdict=\"approved\"} ".to_owned(), 1),
-        ("balance_operations_log_lines ".to_owned(), 4),
+        ("balance_operations_log_lines_total ".to_owned(), 4),
         ("balance_operations_in_flight ".to_owned(), 0),
     ] {
         let line = text.lines().find(|line| line.starts_with(&counter));

@@ -25,6 +25,7 @@ mod reads;
 mod recovery;
 mod rule;
 mod slots;
+mod telemetry;
 mod tokens;
 
 use support::model;

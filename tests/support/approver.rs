@@ -26,6 +26,36 @@ pub enum Behaviour {
     Raw(&'static [u8]),
 }
 
+/// A call that came.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// Its path and query.
+    pub target: String,
+    headers: Vec<(String, String)>,
+}
+
+impl Call {
+    fn new(head: &str) -> Self {
+        let mut lines = head.lines();
+        let target = lines.next().and_then(|line| line.split(' ').nth(1));
+        let pairs = lines.filter_map(|line| line.split_once(':'));
+        Self {
+            target: target.unwrap_or_default().to_owned(),
+            headers: pairs
+                .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+                .collect(),
+        }
+    }
+
+    /// The value of a header, which must not stand there twice.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let mut values = self.headers.iter().filter(|(found, _)| found == name);
+        let value = values.next().map(|(_, value)| value.as_str());
+        assert!(values.next().is_none(), "{name} stands there twice: {self:?}");
+        value
+    }
+}
+
 /// An answer that was sent.
 #[derive(Clone, Debug)]
 pub struct Sent {
@@ -43,7 +73,7 @@ struct State {
     delay: Duration,
     default: Option<Behaviour>,
     by_user: HashMap<String, Vec<Behaviour>>,
-    calls: Vec<String>,
+    calls: Vec<Call>,
     verdicts: Vec<Sent>,
     gate: Option<Arc<Semaphore>>,
 }
@@ -114,6 +144,11 @@ impl TestApprover {
 
     /// The path and query of every call so far.
     pub fn calls(&self) -> Vec<String> {
+        self.heard().into_iter().map(|call| call.target).collect()
+    }
+
+    /// Every call so far.
+    pub fn heard(&self) -> Vec<Call> {
         self.state.lock().unwrap().calls.clone()
     }
 
@@ -152,9 +187,9 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
             }
         };
         let called_at = Instant::now();
-        let head = String::from_utf8_lossy(&received[..end]).into_owned();
+        let call = Call::new(&String::from_utf8_lossy(&received[..end]));
         received.drain(..end);
-        let target = head.split(' ').nth(1).unwrap_or_default().to_owned();
+        let target = call.target.clone();
         let (delay, gate, behaviour) = {
             let mut state = state.lock().unwrap();
             let user = target.split(['?', '&']).find_map(|part| part.strip_prefix("userId="));
@@ -167,7 +202,7 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
                 }
             });
             let behaviour = behaviour.or_else(|| state.default.clone());
-            state.calls.push(target.clone());
+            state.calls.push(call);
             let behaviour = behaviour.unwrap_or(Behaviour::Status(200));
             (state.delay, state.gate.clone(), behaviour)
         };

@@ -145,7 +145,7 @@ impl ReplicaOptions {
         let (said, output) = watch::channel(Vec::new());
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
-                said.send_modify(|lines: &mut Vec<String>| lines.push(line));
+                said.send_modify(|lines: &mut Vec<Said>| lines.push(Said::new(line)));
             }
         });
         Replica {
@@ -158,12 +158,44 @@ impl ReplicaOptions {
     }
 }
 
+/// A line of standard error: an event of the process's log, as JSON or as it stands there.
+#[derive(Clone, Debug)]
+struct Said {
+    event: Option<Value>,
+    text: String,
+}
+
+impl Said {
+    /// An event reads `LEVEL target: message name=value …`, whatever the format.
+    fn new(line: String) -> Self {
+        let Ok(Value::Object(mut fields)) = serde_json::from_str(&line) else {
+            return Self {
+                event: None,
+                text: line,
+            };
+        };
+        let event = Some(Value::Object(fields.clone()));
+        let mut take = |name: &str| {
+            let value = fields.shift_remove(name);
+            value.unwrap_or_else(|| panic!("an event has its {name}: {line}"))
+        };
+        let plain = |value: Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        take("timestamp");
+        let [level, target, message] = ["level", "target", "message"].map(|name| plain(take(name)));
+        let mut text = format!("{level} {target}: {message}");
+        for (name, value) in fields {
+            text += &format!(" {name}={}", plain(value));
+        }
+        Self { event, text }
+    }
+}
+
 /// A running replica; killed when dropped.
 pub struct Replica {
     pub url: String,
     pub log: PathBuf,
     child: Child,
-    output: watch::Receiver<Vec<String>>,
+    output: watch::Receiver<Vec<Said>>,
     #[allow(dead_code, reason = "removed with the replica")]
     scratch: Scratch,
 }
@@ -172,7 +204,7 @@ impl Drop for Replica {
     /// What the replica has said helps to understand why a test fails.
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let lines = self.output.borrow().clone();
+            let lines = self.output();
             let last = &lines[lines.len().saturating_sub(20)..];
             eprintln!("{} ended: {:?}, said last: {last:#?}", self.url, self.child.try_wait());
         }
@@ -194,10 +226,10 @@ impl Replica {
 
     /// Waits for a line of standard error that holds `text`.
     pub async fn said(&mut self, text: &str) -> String {
-        let found = |lines: &Vec<String>| lines.iter().any(|line| line.contains(text));
+        let found = |lines: &Vec<Said>| lines.iter().any(|line| line.text.contains(text));
         let waited = timeout(PATIENCE, self.output.wait_for(found)).await;
         let found = waited.is_ok_and(|heard| heard.is_ok());
-        let lines = self.output.borrow().clone();
+        let lines = self.output();
         assert!(found, "the replica has not said {text:?} but {lines:#?}");
         lines.into_iter().find(|line| line.contains(text)).unwrap()
     }
@@ -210,9 +242,27 @@ impl Replica {
         i32::try_from(self.child.id().expect("the replica runs")).unwrap()
     }
 
-    /// All that it has said on standard error.
+    /// All that it has said on standard error, a line an event.
     pub fn output(&self) -> Vec<String> {
-        self.output.borrow().clone()
+        self.output.borrow().iter().map(|said| said.text.clone()).collect()
+    }
+
+    /// Those of its lines that were JSON, parsed.
+    pub fn events(&self) -> Vec<Value> {
+        let lines = self.output.borrow();
+        lines.iter().filter_map(|said| said.event.clone()).collect()
+    }
+
+    /// Waits for an event of which this is true.
+    pub async fn event(&mut self, is_it: impl Fn(&Value) -> bool) -> Value {
+        let find = |lines: &Vec<Said>| lines.iter().filter_map(|said| said.event.clone()).find(&is_it);
+        let waited = timeout(PATIENCE, self.output.wait_for(|lines| find(lines).is_some())).await;
+        assert!(
+            waited.is_ok_and(|heard| heard.is_ok()),
+            "no such event: {:#?}",
+            self.output()
+        );
+        find(&self.output.borrow()).unwrap()
     }
 
     fn usage(&self) -> Usage {

@@ -3,6 +3,7 @@
 mod access;
 mod approver;
 mod database;
+mod process_log;
 mod service;
 mod stand_in;
 mod verify;
@@ -15,6 +16,7 @@ use std::time::Duration;
 pub use access::AccessArguments;
 pub use approver::ApproverArguments;
 pub use database::DatabaseArguments;
+pub use process_log::ProcessLogArguments;
 pub use service::ServiceArguments;
 pub use stand_in::StandInArguments;
 pub use verify::VerifyArguments;

@@ -90,6 +90,7 @@ impl Replica {
         };
         let under_way = Arc::clone(&self.under_way).try_acquire_owned().unwrap();
         let place = Place {
+            request: None,
             slot,
             under_way,
             deadline,

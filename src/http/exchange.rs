@@ -1,0 +1,86 @@
+//! A request and its answer, as operators see them: counted, timed, with an id that the answer and the process's log share.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use poem::http::{HeaderMap, HeaderName, HeaderValue, Method};
+use poem::{Request, Response};
+
+use super::UNMATCHED;
+use super::routes::KnownRoute;
+use crate::metrics::{Active, Metrics};
+use crate::telemetry::{RequestContext, TRACEPARENT, TRACESTATE, TraceContext, X_REQUEST_ID};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static(X_REQUEST_ID);
+
+/// A request that is being answered. One that is dropped before its end was given up by the client.
+pub(super) struct Exchange<'a> {
+    metrics: &'a Metrics,
+    began: Instant,
+    /// The path's, if there is such a path.
+    route: Option<&'static KnownRoute>,
+    method: &'static str,
+    request: Arc<RequestContext>,
+    _active: Active,
+}
+
+impl<'a> Exchange<'a> {
+    pub(super) fn begin(request: &Request, route: Option<&'static KnownRoute>, metrics: &'a Metrics) -> Self {
+        Self {
+            metrics,
+            began: Instant::now(),
+            route,
+            method: known_method(request.method()),
+            request: Arc::new(context_of(request.headers())),
+            _active: Active::new(&metrics.http.active),
+        }
+    }
+
+    /// What tells this request from others.
+    pub(super) fn request(&self) -> Arc<RequestContext> {
+        Arc::clone(&self.request)
+    }
+
+    /// Gives the answer its request's id, and notes it.
+    pub(super) fn end(self, response: &mut Response) {
+        let headers = response.headers_mut();
+        // Whatever is taken over is visible ASCII.
+        if let Ok(id) = HeaderValue::from_str(&self.request.id) {
+            headers.insert(REQUEST_ID, id);
+        }
+        let route = self.route.map_or(UNMATCHED, |route| route.pattern);
+        let (status, duration) = (response.status(), self.began.elapsed());
+        self.metrics.http.request(route, self.method, status.as_str(), duration);
+        tracing::debug!(
+            route,
+            method = self.method,
+            status = status.as_u16(),
+            duration_seconds = duration.as_secs_f64(),
+            "answered"
+        );
+    }
+}
+
+fn context_of(headers: &HeaderMap) -> RequestContext {
+    let mut parents = headers.get_all(TRACEPARENT).iter();
+    // Of two traces neither is the request's.
+    let parent = parents.next().filter(|_| parents.next().is_none());
+    let states = headers.get_all(TRACESTATE).iter().map(HeaderValue::as_bytes);
+    let trace = parent.and_then(|parent| TraceContext::continued(parent.as_bytes(), states));
+    let id = headers.get(REQUEST_ID).map(HeaderValue::as_bytes);
+    RequestContext::new(id, trace.unwrap_or_else(TraceContext::begun))
+}
+
+/// Methods are the client's to invent; labels are not.
+fn known_method(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "_OTHER",
+    }
+}
