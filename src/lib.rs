@@ -11,8 +11,9 @@
 //!
 //! # What is never so
 //!
-//! - Imports point up this list only, and a test reads them: `causes`, `domain`; `config`; `telemetry`; `metrics`, `retry`;
-//!   `store`, `approver`, `operations_log`, `tokens`; `verify`; `ledger`; `service`; `http`; `dev`; `replica`; `commands`.
+//! - Imports point up this list only, and a test reads them: `causes`, `domain`, `version`; `config`; `telemetry`;
+//!   `metrics`, `retry`; `store`, `approver`, `operations_log`, `tokens`; `verify`; `ledger`; `service`; `http`; `dev`;
+//!   `replica`; `commands`.
 //! - The domain does no I/O and reads no clock.
 //! - Nothing that correctness depends on is kept in a process: replicas meet only in PostgreSQL.
 //! - No database connection is held while the Approver is waited for.
@@ -35,6 +36,7 @@ pub mod store;
 pub mod telemetry;
 pub mod tokens;
 pub mod verify;
+pub mod version;
 
 /// Most memory of an operation is taken by one thread and given back by another, at which mimalloc is better than glibc.
 #[global_allocator]

@@ -21,10 +21,11 @@ use crate::config::{
 use crate::dev::{PostgresError, StandInApprover};
 use crate::replica::{self, Addresses, ReplicaConfig, ReplicaError};
 use crate::store::{MigrationError, migrate};
+use crate::version::VERSION;
 
 /// Keeps users' balances on PostgreSQL: changes them, and tells what a balance is as of any moment
 #[derive(Parser)]
-#[command(version, name = "balance", max_term_width = 120)]
+#[command(version = VERSION, name = "balance", max_term_width = 120)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -200,7 +201,7 @@ async fn serve(arguments: &ServeArguments) -> Result<(), CommandError> {
         if let Some(address) = admin {
             tracing::info!(%address, "serving metrics and documentation");
         }
-        tracing::info!(address = %service, "serving");
+        tracing::info!(address = %service, version = VERSION, "serving");
     };
     replica::run(config, started, shutdown.requested()).await?;
     tracing::info!("stopped");

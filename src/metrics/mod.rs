@@ -26,11 +26,7 @@ pub use operations_log::OperationsLogMetrics;
 
 use families::Families;
 
-/// The commit that is built. Whoever builds says it, as Git need not be there.
-const COMMIT: &str = match option_env!("BALANCE_COMMIT") {
-    Some(commit) => commit,
-    None => "unknown",
-};
+use crate::version::COMMIT;
 
 /// The counters of one replica. Gauges are set by those who know, some only when they are about to be read.
 pub struct Metrics {

@@ -4,6 +4,7 @@
 mod support;
 
 mod dev;
+mod version;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;

@@ -221,6 +221,7 @@ impl Replica {
     pub async fn serves(&mut self) {
         let line = self.said("serving address=").await;
         let (_, address) = line.split_once("address=").unwrap();
+        let (address, _) = address.split_once(' ').unwrap();
         self.url = format!("http://{address}");
     }
 
