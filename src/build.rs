@@ -1,5 +1,5 @@
-//! Tells the compiler which commit is built: `BALANCE_COMMIT`, its first 12 digits or `unknown`, and `BALANCE_VERSION`,
-//! what `--version` says.
+//! Tells the compiler which commit is built: `BALANCE_COMMIT`, its first 12 digits or `unknown`, `BALANCE_DATE`, its day or
+//! nothing, and `BALANCE_VERSION`, what `--version` says.
 //!
 //! The commit is that of the variable `BALANCE_COMMIT`, as builds of images and packages set it, or else the one that is
 //! checked out. A source archive has neither. Changes that are not committed do not show: to see them, every build would
@@ -17,11 +17,18 @@ fn main() {
     println!("cargo:rerun-if-changed=src/build.rs");
     println!("cargo:rerun-if-env-changed={VARIABLE}");
     let package = env!("CARGO_PKG_VERSION");
-    let (commit, version) = match given().or_else(checked_out) {
-        Some(commit) => (commit.clone(), format!("{package} ({commit})")),
-        None => ("unknown".to_owned(), package.to_owned()),
+    let (commit, date) = match given() {
+        // Its day is not known.
+        Some(commit) => (Some(commit), None),
+        None => checked_out().unzip(),
     };
-    println!("cargo:rustc-env={VARIABLE}={commit}");
+    let date = date.flatten().unwrap_or_default();
+    let version = match &commit {
+        Some(commit) => format!("{package} ({})", format!("{commit} {date}").trim_end()),
+        None => package.to_owned(),
+    };
+    println!("cargo:rustc-env={VARIABLE}={}", commit.as_deref().unwrap_or("unknown"));
+    println!("cargo:rustc-env=BALANCE_DATE={date}");
     println!("cargo:rustc-env=BALANCE_VERSION={version}");
 }
 
@@ -36,8 +43,8 @@ fn given() -> Option<String> {
     shortened
 }
 
-/// The commit that is checked out here. A repository further up is another project's.
-fn checked_out() -> Option<String> {
+/// The commit that is checked out here and its day. A repository further up is another project's.
+fn checked_out() -> Option<(String, Option<String>)> {
     if !Path::new(".git").exists() {
         return None;
     }
@@ -57,7 +64,9 @@ fn checked_out() -> Option<String> {
             existing.unwrap_or(Path::new(".git")).display()
         );
     }
-    shortened(&git(&["rev-parse", "--verify", "--quiet", "HEAD"])?)
+    let commit = shortened(&git(&["rev-parse", "--verify", "--quiet", "HEAD"])?)?;
+    let date = git(&["show", "--no-patch", "--format=%cI", "HEAD"]);
+    Some((commit, date.and_then(|date| date.get(..10).map(str::to_owned))))
 }
 
 /// What git prints, without the line break; nothing where it is not installed or does not know.

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{CommandError, DevArguments, Shutdown, say};
+use super::{CommandError, DevelopmentArguments, Shutdown, say};
 use crate::config::{ApproverUrl, DatabaseUrl, StandInOptions};
 use crate::dev::{PostgresOptions, PrivatePostgres, StandInApprover, StopMode};
 use crate::replica::{self, Addresses};
@@ -13,7 +13,7 @@ use crate::store::migrate;
 /// The database inside the private PostgreSQL.
 const DATABASE: &str = "balance";
 
-pub(super) async fn run(mut arguments: DevArguments) -> Result<(), CommandError> {
+pub(super) async fn run(mut arguments: DevelopmentArguments) -> Result<(), CommandError> {
     let shutdown = Shutdown::listen()?.with_terminal()?;
     if arguments.serve.database.database_url.is_some() {
         say("DATABASE_URL is not used: dev has a PostgreSQL of its own.");
@@ -32,7 +32,7 @@ pub(super) async fn run(mut arguments: DevArguments) -> Result<(), CommandError>
     config.http.shutdown_delay = Duration::ZERO;
 
     say("Starting PostgreSQL …");
-    let mut postgres = PrivatePostgres::start(&PostgresOptions::new(&arguments.data_dir)).await?;
+    let mut postgres = PrivatePostgres::start(&PostgresOptions::new(&arguments.dev.data_dir)).await?;
     let outcome = with_postgres(&mut config, own_approver, &mut postgres, shutdown).await;
     let stopped = postgres.stop(StopMode::Fast).await;
     outcome?;

@@ -1,6 +1,8 @@
 //! The subcommands: each reads its configuration, does its work and gives back an error of one line.
 
 mod dev;
+mod help;
+mod shell;
 mod token;
 mod verify;
 
@@ -15,7 +17,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{
-    AccessArguments, ApproverArguments, ConfigError, DatabaseArguments, LogFormat, ProcessLogArguments,
+    AccessArguments, ApproverArguments, ConfigError, DatabaseArguments, DevArguments, LogFormat, ProcessLogArguments,
     ServiceArguments, StandInArguments, VerifyArguments,
 };
 use crate::dev::{PostgresError, StandInApprover};
@@ -25,7 +27,7 @@ use crate::version::VERSION;
 
 /// Keeps users' balances on PostgreSQL: changes them, and tells what a balance is as of any moment
 #[derive(Parser)]
-#[command(version = VERSION, name = "balance", max_term_width = 120)]
+#[command(version = VERSION, name = "balance", max_term_width = 120, after_help = help::BALANCE)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -36,13 +38,17 @@ pub struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Start everything on this machine: a private PostgreSQL, a stand-in Approver and the service
-    Dev(DevArguments),
+    // Its PostgreSQL is its own.
+    #[command(after_help = help::DEV, mut_arg("database_url", |argument| argument.hide(true)))]
+    Dev(DevelopmentArguments),
     /// Run one replica
+    #[command(after_help = help::SERVE)]
     Serve(ServeArguments),
     /// Bring the database's schema up to date; safe from many replicas at once
+    #[command(after_help = help::MIGRATE)]
     Migrate(DatabaseArguments),
     /// Check every invariant of the stored ledger, and the operations logs against it
-    #[command(after_help = verify::EXIT_CODES)]
+    #[command(after_help = help::VERIFY)]
     Verify(VerifyArguments),
     /// Print a fresh bearer token and its line for API_TOKENS_FILE
     #[command(after_help = "balance token payroll >> tokens")]
@@ -51,6 +57,12 @@ enum Command {
     Openapi,
     /// Run a stand-in for the Approver, for trying things out
     StandInApprover(StandInArguments),
+    /// Print what makes a shell complete the program's commands and flags
+    #[command(after_help = help::COMPLETIONS)]
+    Completions(shell::CompletionsArguments),
+    /// Print the man page, or write those of all commands
+    #[command(after_help = help::MAN)]
+    Man(shell::ManArguments),
 }
 
 #[derive(Args, Clone)]
@@ -66,10 +78,9 @@ struct ServeArguments {
 }
 
 #[derive(Args, Clone)]
-struct DevArguments {
-    /// Where PostgreSQL's data is kept between runs
-    #[arg(long, env = "DATA_DIR", value_name = "DIRECTORY", default_value = ".dev")]
-    data_dir: PathBuf,
+struct DevelopmentArguments {
+    #[command(flatten)]
+    dev: DevArguments,
     #[command(flatten)]
     serve: ServeArguments,
 }
@@ -111,6 +122,25 @@ pub enum CommandError {
     /// The operating system gives no random bytes.
     #[error("there are no random bytes to make a token of")]
     NoRandomness,
+    /// There is no man page of that command.
+    #[error("there is no command {name:?}; give one of {known}")]
+    NoSuchCommand {
+        /// What was asked for.
+        name: String,
+        /// Those that there are.
+        known: String,
+    },
+    /// The man page cannot be made.
+    #[error("the man page cannot be made: {0}")]
+    Man(#[source] std::io::Error),
+    /// The man pages cannot be written.
+    #[error("the man pages cannot be written to {}: {source}", directory.display())]
+    WriteMan {
+        /// Where they were to be.
+        directory: PathBuf,
+        /// Why they cannot.
+        source: std::io::Error,
+    },
     /// Signals cannot be listened for.
     #[error("signals cannot be handled: {0}")]
     Signals(#[source] std::io::Error),
@@ -129,6 +159,9 @@ impl CommandError {
             | CommandError::PostgresEnded { .. }
             | CommandError::StandIn { .. }
             | CommandError::NoRandomness
+            | CommandError::NoSuchCommand { .. }
+            | CommandError::Man(_)
+            | CommandError::WriteMan { .. }
             | CommandError::Signals(_) => ExitCode::FAILURE,
         }
     }
@@ -173,6 +206,11 @@ impl Cli {
             }
             Command::Token(arguments) => token::run(&arguments),
             Command::StandInApprover(arguments) => stand_in(&arguments).await,
+            Command::Completions(arguments) => {
+                shell::completions(&arguments);
+                Ok(())
+            }
+            Command::Man(arguments) => shell::man(&arguments),
         }?;
         Ok(ExitCode::SUCCESS)
     }
@@ -245,9 +283,15 @@ fn not_utf8() -> ConfigError {
     }
 }
 
-/// Prints a line. A reader that has gone, as `head` does, is no reason to stop.
+/// Prints a line; its styles reach terminals only. A reader that has gone, as `head` does, is no reason to stop.
 fn say(line: impl Display) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+    let _ = writeln!(anstream::stdout(), "{line}");
+}
+
+/// Prints this as it is.
+fn print(text: &[u8]) {
+    let mut output = std::io::stdout();
+    let _ = output.write_all(text).and_then(|()| output.flush());
 }
 
 /// SIGTERM, Ctrl-C, or the end of the terminal, listened for from the moment this is made.

@@ -9,9 +9,6 @@ use super::{CommandError, Shutdown, say};
 use crate::config::{ConfigError, VerifyArguments};
 use crate::verify::{Bounds, Finding, HELD_OPERATIONS, Observer, Progress, Stage, Summary, VerifyError, verify};
 
-pub(super) const EXIT_CODES: &str = "Exit codes:\n  0  all is as it must be\n  1  something is wrong: each finding is a \
-     line of standard output\n  2  the check came to no end: no connection, a file that cannot be read, Ctrl-C";
-
 /// Why there is no verdict. The message is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Unverified {

@@ -23,8 +23,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use arguments::{
-    AccessArguments, ApproverArguments, DatabaseArguments, ProcessLogArguments, ServiceArguments, StandInArguments,
-    VerifyArguments,
+    AccessArguments, ApproverArguments, DatabaseArguments, DevArguments, ProcessLogArguments, ServiceArguments,
+    StandInArguments, VerifyArguments,
 };
 pub use urls::{ApproverUrl, DatabaseUrl};
 

@@ -4,6 +4,7 @@
 mod support;
 
 mod dev;
+mod shell;
 mod version;
 
 use std::ffi::OsString;
@@ -159,6 +160,9 @@ fn no_output_holds_a_password() {
         &["dev", "--help"],
         &["migrate", "--help"],
         &["verify", "--help"],
+        &["completions", "bash"],
+        &["man"],
+        &["man", "serve"],
         &["serve", "--no-such-flag"],
         &["migrate"],
     ] {

@@ -93,7 +93,10 @@ fn version_tells_the_package_and_the_commit() {
     // As it was when all of this was compiled.
     let given = option_env!("BALANCE_COMMIT").filter(|commit| *commit != "unknown");
     let expected = match given {
-        Some(commit) => format!("balance {package} ({commit})\n"),
+        Some(commit) => format!(
+            "balance {package} ({})\n",
+            format!("{commit} {}", env!("BALANCE_DATE")).trim_end()
+        ),
         None => format!("balance {package}\n"),
     };
     for flag in ["--version", "-V"] {
@@ -106,6 +109,8 @@ fn version_tells_the_package_and_the_commit() {
     if Path::new(ROOT).join(".git").exists() && std::env::var_os("BALANCE_COMMIT").is_none() {
         let head = git(Path::new(ROOT), &["rev-parse", "HEAD"]);
         assert_eq!(given, Some(&head[..12]));
+        let date = git(Path::new(ROOT), &["show", "--no-patch", "--format=%cs", "HEAD"]);
+        assert_eq!(env!("BALANCE_DATE"), date);
     }
 }
 
@@ -130,8 +135,12 @@ fn the_commit_is_found_in_clones_worktrees_and_the_variable_and_told_unknown_els
         git(&clone, &["rev-parse", "HEAD"])[..12].to_owned()
     };
     let first = commit();
+    let today = git(&clone, &["show", "--no-patch", "--format=%cs"]);
     let (told, version, watched) = script.tells(&clone, None);
-    assert_eq!((told.as_str(), version), (first.as_str(), format!("1.2.3 ({first})")));
+    assert_eq!(
+        (told.as_str(), version),
+        (first.as_str(), format!("1.2.3 ({first} {today})"))
+    );
     let before = changed(&watched);
     let second = commit();
     assert_ne!(changed(&watched), before, "the next commit is seen: {watched:?}");

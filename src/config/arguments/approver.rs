@@ -5,6 +5,7 @@ use crate::config::{ApproverConfig, ApproverUrl, ConfigError};
 
 /// Where the Approver is and how long it is waited for.
 #[derive(Args, Clone)]
+#[command(next_help_heading = "Approver")]
 pub struct ApproverArguments {
     /// Base URL of the Approver; /approve is appended
     #[arg(long, env = "APPROVER_URL", hide_env_values = true, value_name = "URL")]

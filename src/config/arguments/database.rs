@@ -5,6 +5,7 @@ use crate::config::{ConfigError, DatabaseConfig, DatabaseUrl};
 
 /// Where PostgreSQL is.
 #[derive(Args, Clone)]
+#[command(next_help_heading = "Database")]
 pub struct DatabaseArguments {
     /// PostgreSQL, as postgres://user:password@host:port/database
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]

@@ -3,6 +3,7 @@
 mod access;
 mod approver;
 mod database;
+mod dev;
 mod process_log;
 mod service;
 mod stand_in;
@@ -16,6 +17,7 @@ use std::time::Duration;
 pub use access::AccessArguments;
 pub use approver::ApproverArguments;
 pub use database::DatabaseArguments;
+pub use dev::DevArguments;
 pub use process_log::ProcessLogArguments;
 pub use service::ServiceArguments;
 pub use stand_in::StandInArguments;

@@ -14,57 +14,118 @@ const TURNED_AWAY: NonZeroUsize = NonZeroUsize::MIN.saturating_add(255);
 #[derive(Args, Clone)]
 pub struct ServiceArguments {
     /// Address of the service
-    #[arg(long, env = "LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    #[arg(
+        long,
+        env = "LISTEN",
+        help_heading = "Service",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:8080"
+    )]
     pub listen: String,
 
     /// Path of the operations log
-    #[arg(long, env = "OPERATIONS_LOG", value_name = "FILE", default_value = "operations.log")]
+    #[arg(
+        long,
+        env = "OPERATIONS_LOG",
+        help_heading = "Operations log",
+        value_name = "FILE",
+        default_value = "operations.log"
+    )]
     pub operations_log: PathBuf,
 
     /// When the operations log is forced to the disk: always, everysec or never
-    #[arg(long, env = "OPERATIONS_LOG_SYNC", value_name = "WHEN", default_value = "everysec")]
+    #[arg(
+        long,
+        env = "OPERATIONS_LOG_SYNC",
+        help_heading = "Operations log",
+        value_name = "WHEN",
+        default_value = "everysec"
+    )]
     pub operations_log_sync: String,
 
     /// This replica's name in the operations log and in the history [default: the host's name]
-    #[arg(long, env = "INSTANCE", value_name = "NAME")]
+    #[arg(long, env = "INSTANCE", help_heading = "Service", value_name = "NAME")]
     pub instance: Option<String>,
 
     /// Changes larger than this, either way, need the Approver's approval
-    #[arg(long, env = "APPROVAL_THRESHOLD", value_name = "AMOUNT", default_value = "100000")]
+    #[arg(
+        long,
+        env = "APPROVAL_THRESHOLD",
+        help_heading = "Approver",
+        value_name = "AMOUNT",
+        default_value = "100000"
+    )]
     pub approval_threshold: String,
 
     /// An operation is answered within this time, in milliseconds, with 503 if need be
     #[arg(
         long,
         env = "OPERATION_TIMEOUT_MS",
+        help_heading = "Times",
         value_name = "MILLISECONDS",
         default_value = "5000"
     )]
     pub operation_timeout_ms: String,
 
     /// Most operations under way at once; more are answered 503
-    #[arg(long, env = "OPERATIONS_IN_FLIGHT", value_name = "COUNT", default_value = "4096")]
+    #[arg(
+        long,
+        env = "OPERATIONS_IN_FLIGHT",
+        help_heading = "Limits",
+        value_name = "COUNT",
+        default_value = "4096"
+    )]
     pub operations_in_flight: String,
 
     /// Most users whose changes one statement commits, 1 to 1024; with 1 every statement touches a single user, as
     /// databases that are distributed by user want it
-    #[arg(long, env = "COMMIT_BATCH_USERS", value_name = "COUNT", default_value = "256")]
+    #[arg(
+        long,
+        env = "COMMIT_BATCH_USERS",
+        help_heading = "Batches",
+        value_name = "COUNT",
+        default_value = "256"
+    )]
     pub commit_batch_users: String,
 
     /// Batches of changes under way at once, 1 to 64
-    #[arg(long, env = "COMMIT_LANES", value_name = "COUNT", default_value = "2")]
+    #[arg(
+        long,
+        env = "COMMIT_LANES",
+        help_heading = "Batches",
+        value_name = "COUNT",
+        default_value = "2"
+    )]
     pub commit_lanes: String,
 
     /// Statements under way at once that read balances, 1 to 64
-    #[arg(long, env = "READ_STATEMENTS", value_name = "COUNT", default_value = "2")]
+    #[arg(
+        long,
+        env = "READ_STATEMENTS",
+        help_heading = "Batches",
+        value_name = "COUNT",
+        default_value = "2"
+    )]
     pub read_statements: String,
 
     /// Most connections of clients open at once, fewer where the limit on open files is low; more are answered 503
-    #[arg(long, env = "CONNECTIONS", value_name = "COUNT", default_value = "10000")]
+    #[arg(
+        long,
+        env = "CONNECTIONS",
+        help_heading = "Limits",
+        value_name = "COUNT",
+        default_value = "10000"
+    )]
     pub connections: String,
 
     /// How long a connection of a client is kept on which nothing happens, in milliseconds
-    #[arg(long, env = "IDLE_TIMEOUT_MS", value_name = "MILLISECONDS", default_value = "75000")]
+    #[arg(
+        long,
+        env = "IDLE_TIMEOUT_MS",
+        help_heading = "Times",
+        value_name = "MILLISECONDS",
+        default_value = "75000"
+    )]
     pub idle_timeout_ms: String,
 
     /// How long a client may take for the head of a request, and for its body, and how long it may take nothing of an
@@ -72,19 +133,27 @@ pub struct ServiceArguments {
     #[arg(
         long,
         env = "CLIENT_TIMEOUT_MS",
+        help_heading = "Times",
         value_name = "MILLISECONDS",
         default_value = "10000"
     )]
     pub client_timeout_ms: String,
 
     /// How long requests are still taken after SIGTERM, while /readyz already says no, in milliseconds
-    #[arg(long, env = "SHUTDOWN_DELAY_MS", value_name = "MILLISECONDS", default_value = "1000")]
+    #[arg(
+        long,
+        env = "SHUTDOWN_DELAY_MS",
+        help_heading = "Times",
+        value_name = "MILLISECONDS",
+        default_value = "1000"
+    )]
     pub shutdown_delay_ms: String,
 
     /// How long requests under way may take after that, in milliseconds
     #[arg(
         long,
         env = "SHUTDOWN_TIMEOUT_MS",
+        help_heading = "Times",
         value_name = "MILLISECONDS",
         default_value = "15000"
     )]
