@@ -163,8 +163,9 @@ def read_sources():
                 read[name[1]] = default and default[1]
         for name in re.findall(r'\bvar(?:_os)?\("(\w+)"\)', text):
             read.setdefault(name, None)
-    # Every system sets it.
+    # Every system sets them.
     read.pop("PATH", None)
+    read.pop("TERM", None)
     return read
 
 

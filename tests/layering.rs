@@ -238,6 +238,27 @@ fn imports_point_up_the_table_only() {
     assert!(breaches.is_empty(), "\n{}", breaches.join("\n"));
 }
 
+/// It sees the service as any client does, over HTTP.
+#[test]
+fn the_demo_names_nothing_of_the_service() {
+    let sources = sources();
+    let demo: Vec<_> = sources
+        .iter()
+        .filter(|source| source.path.starts_with("dev/demo"))
+        .collect();
+    assert!(demo.len() > 3, "the demo is found");
+    let named: Vec<_> = demo
+        .iter()
+        .flat_map(|source| {
+            source
+                .named_rooms()
+                .into_iter()
+                .map(|(room, line)| (room, source.at(line)))
+        })
+        .collect();
+    assert!(named.is_empty(), "{named:?}");
+}
+
 #[test]
 fn the_domain_does_no_io_and_reads_no_clock() {
     let sources = sources();

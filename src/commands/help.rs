@@ -4,6 +4,7 @@
 pub(super) const BALANCE: &str = "\
 Examples:
   balance dev           all of it on this machine, with nothing to set up
+  balance dev --demo    the same, with users who do something
   balance serve         one replica; needs DATABASE_URL and APPROVER_URL
   balance man serve     the man page of a command
 
@@ -14,6 +15,7 @@ Configuration:
 pub(super) const DEV: &str = "\
 Examples:
   balance dev
+  balance dev --demo
   balance dev --listen 127.0.0.1:0                  on a free port
   APPROVER_URL=http://localhost:9090 balance dev    with an Approver of your own";
 

@@ -2,6 +2,7 @@
 
 mod dev;
 mod help;
+mod progress;
 mod shell;
 mod token;
 mod verify;

@@ -1,10 +1,11 @@
 //! `balance verify`: what is wrong goes to standard output, a line each and a summary at the end; how far the check has
 //! come goes to standard error.
 
-use std::io::{IsTerminal, Write};
+use std::io::Stderr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use super::progress::ProgressLine;
 use super::{CommandError, Shutdown, say};
 use crate::config::{ConfigError, VerifyArguments};
 use crate::verify::{Bounds, Finding, HELD_OPERATIONS, Observer, Progress, Stage, Summary, VerifyError, verify};
@@ -41,7 +42,7 @@ pub(super) async fn run(arguments: &VerifyArguments) -> Result<ExitCode, Unverif
         summary = checking => summary.map_err(Unverified::from),
         () = shutdown.requested() => Err(Unverified::Interrupted),
     };
-    display.clear();
+    display.line.clear();
     let summary = ended?;
     if summary.findings > summary.told {
         say(format_args!("and {} more", summary.findings - summary.told));
@@ -101,48 +102,26 @@ fn per_second(count: u64, took: Duration) -> f64 {
     count / took.as_secs_f64().max(0.001)
 }
 
-/// On a terminal one line that is rewritten, elsewhere a line now and then.
+/// Findings on standard output, progress on standard error.
 struct Display {
-    terminal: bool,
+    line: ProgressLine<Stderr>,
     stage: Option<Stage>,
     stage_began: Instant,
-    shown: Instant,
-    /// Whether the terminal's line is in use.
-    in_use: bool,
 }
 
 impl Display {
     fn new() -> Self {
         Self {
-            terminal: std::io::stderr().is_terminal(),
+            line: ProgressLine::new(std::io::stderr(), Duration::from_millis(200), Duration::from_secs(5)),
             stage: None,
             stage_began: Instant::now(),
-            shown: Instant::now(),
-            in_use: false,
-        }
-    }
-
-    fn interval(&self) -> Duration {
-        if self.terminal {
-            Duration::from_millis(200)
-        } else {
-            Duration::from_secs(5)
-        }
-    }
-
-    /// Gives the terminal's line free.
-    fn clear(&mut self) {
-        if self.in_use {
-            // Who does not see progress is not told of it.
-            let _ = write!(std::io::stderr(), "\r\x1b[K");
-            self.in_use = false;
         }
     }
 }
 
 impl Observer for Display {
     fn finding(&mut self, finding: &Finding) {
-        self.clear();
+        self.line.clear();
         say(finding);
     }
 
@@ -152,10 +131,9 @@ impl Observer for Display {
             self.stage_began = Instant::now();
             return;
         }
-        if self.shown.elapsed() < self.interval() {
+        if !self.line.is_due() {
             return;
         }
-        self.shown = Instant::now();
         let what = match progress.stage {
             Stage::Lines => "lines read",
             Stage::Ledger => "operations checked",
@@ -163,11 +141,6 @@ impl Observer for Display {
         };
         let of = progress.of.map(|of| format!(" of about {of}")).unwrap_or_default();
         let rate = per_second(progress.done, self.stage_began.elapsed());
-        let line = format!("{}{of} {what}, {rate:.0}/s", progress.done);
-        let _ = match self.terminal {
-            true => write!(std::io::stderr(), "\r\x1b[K{line}"),
-            false => writeln!(std::io::stderr(), "{line}"),
-        };
-        self.in_use = self.terminal;
+        self.line.show(&[format!("{}{of} {what}, {rate:.0}/s", progress.done)]);
     }
 }

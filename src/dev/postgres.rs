@@ -110,6 +110,15 @@ impl PostgresOptions {
     }
 }
 
+/// What a start is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartStage {
+    /// `initdb` makes the data, once for a directory: some seconds.
+    MakingData,
+    /// The server starts, and recovers first if it was not stopped in order.
+    Starting,
+}
+
 /// How PostgreSQL is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopMode {
@@ -142,6 +151,18 @@ impl PrivatePostgres {
     ///
     /// [`PostgresError`], one line that says what to do.
     pub async fn start(options: &PostgresOptions) -> Result<Self, PostgresError> {
+        Self::start_watched(options, |_| {}).await
+    }
+
+    /// As [`start`](Self::start), and tells what is waited for.
+    ///
+    /// # Errors
+    ///
+    /// [`PostgresError`], one line that says what to do.
+    pub async fn start_watched(
+        options: &PostgresOptions,
+        mut begins: impl FnMut(StartStage),
+    ) -> Result<Self, PostgresError> {
         let installations = SearchPlaces::from_environment().installations().await?;
         let place = Place::settle(&options.data_dir).await?;
         let locks = Locks::take(&place.base).await?;
@@ -150,8 +171,10 @@ impl PrivatePostgres {
         let installation = cluster::matching(installations, data, &place.cluster())?;
         let log = ServerLog::open(place.log())?;
         if is_new {
+            begins(StartStage::MakingData);
             cluster::initialize(&place, &installation, &locks, &log).await?;
         }
+        begins(StartStage::Starting);
         cluster::clear_stale_pid_file(&place.cluster())?;
         let socket_dir = place.socket_dir()?;
         let child = launch(options, &place, &installation, &locks, &log, &socket_dir).await?;

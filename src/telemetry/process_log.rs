@@ -8,6 +8,7 @@ use std::io::{IsTerminal, stderr};
 use std::panic::{PanicHookInfo, set_hook};
 use std::time::SystemTime;
 
+use anstream::{AutoStream, ColorChoice};
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
@@ -26,6 +27,8 @@ const DEFAULT_FILTER: &str = "info,poem=warn";
 /// Begins the log. To be called once, before anything is told.
 pub fn install(format: LogFormat) {
     let is_terminal = stderr().is_terminal();
+    // As `NO_COLOR` and its like have it.
+    let is_coloured = AutoStream::choice(&stderr()) != ColorChoice::Never;
     let is_text = match format {
         LogFormat::Auto => is_terminal,
         LogFormat::Text => true,
@@ -35,10 +38,10 @@ pub fn install(format: LogFormat) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(stderr)
-        .with_ansi(is_terminal);
+        .with_ansi(is_coloured);
     if is_text {
-        let format = Format::default().with_ansi(is_terminal);
-        log.event_format(Text { format, is_terminal }).init();
+        let format = Format::default().with_ansi(is_coloured);
+        log.event_format(Text { format, is_coloured }).init();
     } else {
         log.event_format(JsonLines).init();
         set_hook(Box::new(tell_panic));
@@ -55,7 +58,7 @@ fn tell_panic(panic: &PanicHookInfo<'_>) {
 /// The lines of tracing-subscriber, with what they are caused by at their ends.
 struct Text {
     format: Format,
-    is_terminal: bool,
+    is_coloured: bool,
 }
 
 impl<S, N> FormatEvent<S, N> for Text
@@ -71,7 +74,7 @@ where
         each_field(|name, value| {
             if result.is_ok() {
                 // As tracing-subscriber shows its own.
-                let (italic, dim, plain) = if self.is_terminal {
+                let (italic, dim, plain) = if self.is_coloured {
                     ("\x1b[3m", "\x1b[2m", "\x1b[0m")
                 } else {
                     ("", "", "")
@@ -238,7 +241,7 @@ mod tests {
         let to = Said::default();
         let format = Text {
             format: Format::default().with_ansi(false),
-            is_terminal: false,
+            is_coloured: false,
         };
         let log = tracing_subscriber::fmt()
             .with_writer(to.clone())

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use balance::dev::{PostgresOptions, PrivatePostgres, StopMode};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, geteuid};
 use serde_json::Value;
@@ -17,7 +18,7 @@ use tokio::time::timeout;
 
 use crate::support::client::{ServiceClient, answer, change};
 use crate::support::replica::{Scratch, log_lines};
-use crate::{BALANCE, text};
+use crate::{BALANCE, one_line, run, text};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -32,9 +33,14 @@ struct Dev {
 
 impl Dev {
     async fn start(directory: &Path) -> Self {
+        Self::start_with(directory, &[]).await
+    }
+
+    async fn start_with(directory: &Path, flags: &[&str]) -> Self {
         let mut command = tokio::process::Command::new(BALANCE);
         command
             .args(["dev", "--listen", "127.0.0.1:0"])
+            .args(flags)
             .env_clear()
             .envs(path())
             .current_dir(directory);
@@ -55,10 +61,8 @@ impl Dev {
             let (_, rest) = banner.split_once(mark).unwrap_or_else(|| panic!("{mark}: {banner}"));
             rest.lines().next().unwrap().trim().to_owned()
         };
-        let data = after("data in ");
-        let (data_dir, _) = data.split_once(", psql").unwrap();
         let dev = Self {
-            data_dir: data_dir.into(),
+            data_dir: after("Data ").into(),
             url: after("Service "),
             banner,
             child,
@@ -87,28 +91,42 @@ impl Dev {
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {command} {output:?}"))
     }
 
-    /// Sends a signal, waits for the end, and sees that no PostgreSQL is left.
-    async fn end(mut self, signal: Signal, to_group: bool) {
+    /// The next line that begins so.
+    async fn said(&mut self, begin: &str) -> String {
+        let found = timeout(PATIENCE, async {
+            loop {
+                let line = self.lines.next_line().await.unwrap().expect("dev still runs");
+                if line.starts_with(begin) {
+                    return line;
+                }
+            }
+        });
+        found.await.unwrap_or_else(|_| panic!("dev does not say {begin:?}"))
+    }
+
+    /// Sends a signal, waits for the end, and sees that no PostgreSQL is left. Returns what was said meanwhile.
+    async fn end(mut self, signal: Signal, to_group: bool) -> Vec<String> {
         let id = Pid::from_raw(self.child.id().unwrap().try_into().unwrap());
         if to_group { killpg(id, signal) } else { kill(id, signal) }.unwrap();
         let status = timeout(PATIENCE, self.child.wait()).await.expect("dev ends").unwrap();
+        let mut said = Vec::new();
         if signal != Signal::SIGKILL {
             assert!(status.success(), "{status}");
             assert!(
                 processes_in(&self.data_dir).is_empty(),
                 "PostgreSQL has ended before dev"
             );
-            let mut last = String::new();
             while let Some(line) = self.lines.next_line().await.unwrap() {
-                last = line;
+                said.push(line);
             }
-            assert_eq!(last, "Stopped.");
+            assert_eq!(said.last().unwrap(), "Stopped.");
         }
         let begin = Instant::now();
         while !processes_in(&self.data_dir).is_empty() {
             assert!(begin.elapsed() < PATIENCE, "{:?}", processes_in(&self.data_dir));
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        said
     }
 }
 
@@ -143,6 +161,14 @@ async fn dev_does_the_main_job_keeps_its_data_and_leaves_no_process_however_it_e
     assert_eq!(client.get("/docs").send().await.unwrap().status(), 200);
     let log = scratch.0.join("operations.log");
     assert!(dev.banner.contains(log.to_str().unwrap()), "{}", dev.banner);
+    assert!(
+        !dev.banner.contains('\u{1b}'),
+        "no terminal, no colours: {}",
+        dev.banner
+    );
+    for path in ["/openapi.json", "/metrics"] {
+        assert!(dev.banner.contains(&format!("{}{path}", dev.url)), "{}", dev.banner);
+    }
     let lines = log_lines(&log);
     let operations: Vec<_> = lines.iter().map(|line| line["operation"].as_str().unwrap()).collect();
     assert_eq!(operations, ["changeBalance", "getBalance"]);
@@ -174,6 +200,104 @@ async fn dev_does_the_main_job_keeps_its_data_and_leaves_no_process_however_it_e
     assert_eq!(client.balance("alice", None).await.expect(200).body["balance"], 200_101);
     dev.end(Signal::SIGINT, true).await;
     let _ = fs::remove_dir_all(data_dir);
+}
+
+/// The history of `demo` before that moment, and its balance then, which must agree.
+async fn past_of_demo(dev: &Dev, moment: &str) -> (Vec<Value>, i64) {
+    let client = ServiceClient::new(&dev.url);
+    let query = format!("/demo/history?order=asc&limit=1000&to={moment}");
+    let history = answer(client.get(&query)).await.expect(200).body;
+    let balance = client.balance("demo", Some(moment)).await.expect(200).body["balance"].as_i64();
+    let operations = history["operations"].as_array().unwrap().clone();
+    let sum: i64 = operations
+        .iter()
+        .map(|operation| operation["balanceChange"].as_i64().unwrap())
+        .sum();
+    assert_eq!(balance, Some(sum));
+    (operations, sum)
+}
+
+#[tokio::test]
+async fn the_demo_gives_its_users_a_past_and_does_a_bit_of_everything_until_ctrl_c() {
+    let scratch = Scratch::new();
+    let mut dev = Dev::start_with(&scratch.0, &["--demo"]).await;
+    let data_dir = dev.data_dir.clone();
+    let began = dev.said("User demo ").await;
+    // Days that end while the test runs come later.
+    let today = format!("{}T00:00:00Z", time::OffsetDateTime::now_utc().date());
+    let (history, balance) = past_of_demo(&dev, &today).await;
+    assert!(began.contains(&balance.to_string()), "{began}");
+    assert!(history.len() > 20 && balance > 0, "{history:?}");
+    for context in ["account opened", "salary", "groceries", "coffee"] {
+        assert!(
+            history.iter().any(|operation| operation["context"] == context),
+            "{context}: {history:?}"
+        );
+    }
+
+    let log = scratch.0.join("operations.log");
+    let all = [
+        ("changeBalance", "accepted"),
+        ("changeBalance", "replayed"),
+        ("changeBalance", "insufficient_funds"),
+        ("changeBalance", "approver_denied"),
+        ("getBalance", "accepted"),
+        ("getHistory", "accepted"),
+    ];
+    let seen = |(operation, outcome): &(&str, &str)| {
+        let marks = [
+            format!("\"operation\":\"{operation}\""),
+            format!("\"outcome\":\"{outcome}\""),
+        ];
+        let text = fs::read_to_string(&log).unwrap();
+        text.lines()
+            .any(|line| line.contains("\"demo-") && marks.iter().all(|mark| line.contains(mark)))
+    };
+    let done = timeout(PATIENCE, async {
+        while !all.iter().all(seen) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    done.await.unwrap_or_else(|_| panic!("some of {all:?} is not done"));
+    let said = dev.end(Signal::SIGINT, true).await;
+    let summary = said
+        .iter()
+        .find(|line| line.starts_with("Demo: "))
+        .expect("what was done");
+    assert!(
+        summary.contains("accepted") && summary.contains("refused") && !summary.contains("unavailable"),
+        "{summary}"
+    );
+
+    let mut dev = Dev::start_with(&scratch.0, &["--demo"]).await;
+    dev.said("User demo ").await;
+    assert_eq!(past_of_demo(&dev, &today).await, (history, balance));
+    dev.end(Signal::SIGTERM, false).await;
+
+    let mut postgres = PrivatePostgres::start(&PostgresOptions::new(&data_dir)).await.unwrap();
+    let url = postgres.url("balance");
+    let output = run(
+        &[
+            "verify",
+            "--database-url",
+            &url,
+            "--operations-log",
+            log.to_str().unwrap(),
+        ],
+        &[],
+    );
+    assert!(output.status.success(), "{}", text(&output.stdout));
+    postgres.stop(StopMode::Fast).await.unwrap();
+    let _ = fs::remove_dir_all(data_dir);
+}
+
+#[test]
+fn a_demo_that_is_neither_wanted_nor_not_stops_dev_with_one_line() {
+    let line = one_line(&run(&["dev"], &[("DEMO", "perhaps")]));
+    assert!(
+        line.starts_with("balance: DEMO: \"perhaps\"") && line.contains("true or false"),
+        "{line}"
+    );
 }
 
 /// Runs a `dev` that cannot start, and gives back what it said last.
@@ -218,6 +342,37 @@ fn what_keeps_dev_from_starting_is_said_in_one_line() {
     let data_dir = data_dir.expect("PostgreSQL was started");
     assert!(processes_in(&data_dir).is_empty());
     let _ = fs::remove_dir_all(data_dir);
+}
+
+/// What a `dev` that finds no PostgreSQL says on a terminal.
+fn on_a_terminal(directory: &Path, variables: &[(&str, &str)]) -> String {
+    let command = format!("{BALANCE} dev --listen 127.0.0.1:0");
+    let output = Command::new("script")
+        .args(["--quiet", "--return", "--command", &command, "/dev/null"])
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap())
+        .env("POSTGRES_BIN", directory)
+        .env("TERM", "xterm")
+        .envs(variables.iter().copied())
+        .current_dir(directory)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = text(&output.stdout);
+    assert!(
+        said.contains(env!("CARGO_PKG_VERSION")) && said.contains("POSTGRES_BIN"),
+        "{output:?}"
+    );
+    said
+}
+
+#[test]
+fn dev_is_coloured_on_a_terminal_unless_colours_are_not_wanted() {
+    let scratch = Scratch::new();
+    let coloured = |variables: &[(&str, &str)]| on_a_terminal(&scratch.0, variables).contains("\u{1b}[1m");
+    assert!(coloured(&[]));
+    assert!(!coloured(&[("NO_COLOR", "1")]));
+    assert!(!coloured(&[("TERM", "dumb")]));
 }
 
 #[tokio::test]

@@ -111,7 +111,7 @@ fn bash_offers_commands_and_flags() {
         }
     }
     assert_eq!(offered(&["balance", "serv"]), ["serve"]);
-    assert_eq!(offered(&["balance", "dev", "--dat"]), ["--data-dir"]);
+    assert_eq!(offered(&["balance", "dev", "--dem"]), ["--demo"]);
     assert_eq!(offered(&["balance", "completions", "z"]), ["zsh"]);
 }
 
