@@ -17,7 +17,7 @@ use crate::config::ApproverConfig;
 use crate::domain::UserId;
 use crate::metrics::{Active, Metrics, VerdictLabel, gauge_value};
 use crate::retry::Pauses;
-use crate::telemetry::{self, RequestContext, SpanId};
+use crate::telemetry::{self, Attribute, RequestContext, Span, SpanId, SpanKind};
 
 /// The most calls made for one verdict.
 const MAX_CALLS: u32 = 3;
@@ -170,7 +170,13 @@ impl Approver {
             Err(error) => (None, Err(error)),
         };
         let error_type = verdict.as_ref().err().map_or("", ApproverError::error_type);
-        self.metrics.approver.call(status, error_type, began.elapsed());
+        let duration = began.elapsed();
+        self.metrics.approver.call(status, error_type, duration);
+        if let Some(request) = request {
+            telemetry::record(&request.trace, || {
+                span_of(&request, span_id, status, error_type, duration)
+            });
+        }
         verdict
     }
 
@@ -193,6 +199,29 @@ fn verdict_of(status: StatusCode) -> Result<Verdict, ApproverError> {
         StatusCode::OK => Ok(Verdict::Approved),
         StatusCode::FORBIDDEN => Ok(Verdict::Denied),
         other => Err(ApproverError::Unexpected(other)),
+    }
+}
+
+/// A call as a part of its trace, without the query, in which the user's id is.
+fn span_of(
+    request: &RequestContext,
+    span_id: SpanId,
+    status: Option<u16>,
+    error_type: &'static str,
+    duration: Duration,
+) -> Span {
+    let trace = &request.trace;
+    let span = Span::ended("GET /approve", SpanKind::Client, trace.trace_id(), span_id, duration)
+        .with("http.request.method", Attribute::Text("GET".into()))
+        .with("error.type", Attribute::Text(error_type.into()));
+    let span = match status {
+        Some(status) => span.with("http.response.status_code", Attribute::Number(status.into())),
+        None => span,
+    };
+    Span {
+        parent: Some((trace.span_id(), false)),
+        is_error: !error_type.is_empty(),
+        ..span
     }
 }
 

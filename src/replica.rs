@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::approver::Approver;
 use crate::config::{
     AccessConfig, ApproverConfig, DatabaseConfig, HttpConfig, LedgerConfig, OperationsLogConfig, ServiceConfig,
+    TracesConfig,
 };
 use crate::domain::SegmentLength;
 use crate::http::{Listening, Offer, Site, Stopping, serve};
@@ -29,6 +30,7 @@ use crate::metrics::Metrics;
 use crate::operations_log::{FinishError, OpenError, OperationsLog};
 use crate::service::{Recovery, Service};
 use crate::store::Store;
+use crate::telemetry::{ExportError, begin_export, end_export};
 use crate::tokens::{Tokens, TokensError};
 
 pub use descriptors::TooFewDescriptors;
@@ -53,6 +55,8 @@ pub struct ReplicaConfig {
     pub http: HttpConfig,
     /// Who may ask for what, and where.
     pub access: AccessConfig,
+    /// Where traces are exported to, if they are.
+    pub traces: Option<TracesConfig>,
 }
 
 /// Where a replica is.
@@ -86,6 +90,9 @@ pub enum ReplicaError {
     /// The tokens cannot be read.
     #[error("API_TOKENS_FILE: {0}")]
     Tokens(#[from] TokensError),
+    /// The client of the collector of traces cannot be made.
+    #[error("OTEL_EXPORTER_OTLP_ENDPOINT: traces cannot be exported: {0}")]
+    Traces(#[source] ExportError),
     /// There are too few file descriptors.
     #[error(transparent)]
     Descriptors(#[from] TooFewDescriptors),
@@ -119,6 +126,9 @@ pub async fn run(
     let admin = admin
         .map(|admin| bind("ADMIN_LISTEN", admin, request_time))
         .transpose()?;
+    if let Some(traces) = &config.traces {
+        begin_export(traces).map_err(ReplicaError::Traces)?;
+    }
     let metrics = Arc::new(Metrics::new());
     let approver = Approver::new(&config.approver, Arc::clone(&metrics)).map_err(ReplicaError::Approver)?;
     let store = Store::new(&config.database, SegmentLength::DEFAULT);
@@ -193,6 +203,7 @@ pub async fn run(
     reopening.abort();
     let finished = writer.finish().await.map_err(ReplicaError::FinishLog);
     service.close();
+    end_export().await;
     served.and(finished)
 }
 

@@ -19,7 +19,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{
     AccessArguments, ApproverArguments, ConfigError, DatabaseArguments, DevArguments, LogFormat, ProcessLogArguments,
-    ServiceArguments, StandInArguments, VerifyArguments,
+    ServiceArguments, StandInArguments, TracesArguments, VerifyArguments,
 };
 use crate::dev::{PostgresError, StandInApprover};
 use crate::replica::{self, Addresses, ReplicaConfig, ReplicaError};
@@ -76,6 +76,8 @@ struct ServeArguments {
     service: ServiceArguments,
     #[command(flatten)]
     access: AccessArguments,
+    #[command(flatten)]
+    traces: TracesArguments,
 }
 
 #[derive(Args, Clone)]
@@ -228,6 +230,7 @@ impl ServeArguments {
             access: self.access.access(&http)?,
             http,
             ledger: self.service.ledger()?,
+            traces: self.traces.traces(&service.instance)?,
             service,
         })
     }

@@ -12,6 +12,7 @@
 //! | [`LedgerConfig`] | `OPERATION_TIMEOUT_MS`, `OPERATIONS_IN_FLIGHT`, `COMMIT_BATCH_USERS`, `COMMIT_LANES`, `READ_STATEMENTS` |
 //! | [`AccessConfig`] | `API_TOKENS_FILE`, `ADMIN_LISTEN` |
 //! | [`LogFormat`] | `LOG_FORMAT` |
+//! | [`TracesConfig`] | `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER_ARG`, `INSTANCE` |
 //! | [`HttpConfig`] | `LISTEN`, `CONNECTIONS`, `IDLE_TIMEOUT_MS`, `CLIENT_TIMEOUT_MS`, `SHUTDOWN_DELAY_MS`, `SHUTDOWN_TIMEOUT_MS` |
 
 mod arguments;
@@ -24,9 +25,9 @@ use std::time::Duration;
 
 pub use arguments::{
     AccessArguments, ApproverArguments, DatabaseArguments, DevArguments, ProcessLogArguments, ServiceArguments,
-    StandInArguments, VerifyArguments,
+    StandInArguments, TracesArguments, VerifyArguments,
 };
-pub use urls::{ApproverUrl, DatabaseUrl};
+pub use urls::{ApproverUrl, CollectorUrl, DatabaseUrl};
 
 /// A value that cannot be used. Its message is one line: the variable, the value and what is allowed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -193,6 +194,19 @@ pub enum LogFormat {
     Text,
     /// An object of JSON a line.
     Json,
+}
+
+/// Where traces are exported to, and how many.
+#[derive(Clone, Debug)]
+pub struct TracesConfig {
+    /// From `OTEL_EXPORTER_OTLP_ENDPOINT`.
+    pub endpoint: CollectorUrl,
+    /// From `OTEL_SERVICE_NAME`.
+    pub service_name: String,
+    /// From `OTEL_TRACES_SAMPLER_ARG`: which part of the traces that begin here is recorded, 0 to 1.
+    pub ratio: f64,
+    /// From `INSTANCE`: tells one replica's from another's.
+    pub instance: String,
 }
 
 /// How the stand-in for the Approver behaves; from `STAND_IN_LISTEN`, `STAND_IN_DELAY_MS`, `STAND_IN_DENY_ABOVE`.

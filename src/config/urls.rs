@@ -124,6 +124,37 @@ impl fmt::Debug for ApproverUrl {
     }
 }
 
+/// `OTEL_EXPORTER_OTLP_ENDPOINT`: the base to which `/v1/traces` is appended. It holds no password.
+#[derive(Clone, Debug)]
+pub struct CollectorUrl(Url);
+
+const COLLECTOR_URL_ALLOWED: &str =
+    "an http or https URL without user, query or fragment, such as http://localhost:4318";
+
+impl CollectorUrl {
+    /// Reads the text of `OTEL_EXPORTER_OTLP_ENDPOINT`.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] unless it is an `http` or `https` URL with a host, without user, query and fragment.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let invalid = || invalid("OTEL_EXPORTER_OTLP_ENDPOINT", text, COLLECTOR_URL_ALLOWED);
+        let url = Url::parse(text).map_err(|_| invalid())?;
+        let usable = matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.query().is_none()
+            && url.fragment().is_none();
+        usable.then_some(Self(url)).ok_or_else(invalid)
+    }
+
+    /// Where traces are sent to.
+    pub fn traces(&self) -> String {
+        format!("{}/v1/traces", self.0.as_str().trim_end_matches('/'))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,6 +175,23 @@ mod tests {
             ApproverUrl::parse("http://approver/?token=hunter2").unwrap_err(),
         ] {
             assert!(!format!("{error} {error:?}").contains("hunter2"));
+        }
+    }
+
+    #[test]
+    fn the_path_of_traces_is_appended_to_the_collectors_base() {
+        for (base, expected) in [
+            ("http://c:4318", "http://c:4318/v1/traces"),
+            ("https://c/otlp/", "https://c/otlp/v1/traces"),
+        ] {
+            assert_eq!(CollectorUrl::parse(base).unwrap().traces(), expected);
+        }
+        for wrong in ["c:4318", "grpc://c:4317", "http://me:hunter2@c", "http://c/?x=1", ""] {
+            let error = CollectorUrl::parse(wrong).unwrap_err().to_string();
+            assert!(
+                error.starts_with("OTEL_EXPORTER_OTLP_ENDPOINT") && !error.contains("hunter2"),
+                "{error}"
+            );
         }
     }
 

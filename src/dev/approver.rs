@@ -9,7 +9,7 @@ use std::time::Duration;
 use poem::http::StatusCode;
 use poem::listener::TcpAcceptor;
 use poem::web::{Data, Query};
-use poem::{EndpointExt, Response, Route, Server, get, handler};
+use poem::{EndpointExt, Request, Response, Route, Server, get, handler};
 use serde::Deserialize;
 use tokio::net::TcpSocket;
 use tokio::sync::oneshot;
@@ -97,7 +97,17 @@ struct Question {
 }
 
 #[handler]
-async fn approve(question: poem::Result<Query<Question>>, Data(options): Data<&StandInOptions>) -> Response {
+async fn approve(
+    question: poem::Result<Query<Question>>,
+    Data(options): Data<&StandInOptions>,
+    request: &Request,
+) -> Response {
+    let header = |name: &str| request.header(name).unwrap_or_default();
+    tracing::debug!(
+        request_id = header("x-request-id"),
+        traceparent = header("traceparent"),
+        "asked"
+    );
     let question = match question {
         Ok(Query(question)) if !question.user_id.is_empty() => question,
         Ok(_) => return text(StatusCode::BAD_REQUEST, "userId is empty"),

@@ -1,15 +1,17 @@
 //! A request and its answer, as operators see them: counted, timed, with an id that the answer and the process's log share.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use poem::http::{HeaderMap, HeaderName, HeaderValue, Method};
+use poem::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use poem::{Request, Response};
 
 use super::UNMATCHED;
 use super::routes::KnownRoute;
 use crate::metrics::{Active, Metrics};
-use crate::telemetry::{RequestContext, TRACEPARENT, TRACESTATE, TraceContext, X_REQUEST_ID};
+use crate::telemetry::{
+    self, Attribute, RequestContext, Span, SpanKind, TRACEPARENT, TRACESTATE, TraceContext, X_REQUEST_ID,
+};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static(X_REQUEST_ID);
 
@@ -58,6 +60,22 @@ impl<'a> Exchange<'a> {
             duration_seconds = duration.as_secs_f64(),
             "answered"
         );
+        telemetry::record(&self.request.trace, || self.span(route, status, duration));
+    }
+
+    /// The request as a part of its trace. Its path is the client's, and has a user's id in it; its route is not.
+    fn span(&self, route: &'static str, status: StatusCode, duration: Duration) -> Span {
+        let trace = &self.request.trace;
+        let name = format!("{} {route}", self.method);
+        let span = Span::ended(name, SpanKind::Server, trace.trace_id(), trace.span_id(), duration)
+            .with("http.request.method", Attribute::Text(self.method.into()))
+            .with("http.route", Attribute::Text(route.into()))
+            .with("http.response.status_code", Attribute::Number(status.as_u16().into()));
+        Span {
+            parent: trace.parent().map(|parent| (parent, true)),
+            is_error: status.is_server_error(),
+            ..span
+        }
     }
 }
 
@@ -68,7 +86,7 @@ fn context_of(headers: &HeaderMap) -> RequestContext {
     let states = headers.get_all(TRACESTATE).iter().map(HeaderValue::as_bytes);
     let trace = parent.and_then(|parent| TraceContext::continued(parent.as_bytes(), states));
     let id = headers.get(REQUEST_ID).map(HeaderValue::as_bytes);
-    RequestContext::new(id, trace.unwrap_or_else(TraceContext::begun))
+    RequestContext::new(id, trace.unwrap_or_else(telemetry::begin_trace))
 }
 
 /// Methods are the client's to invent; labels are not.

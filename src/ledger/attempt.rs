@@ -14,7 +14,7 @@ use crate::metrics::{BatchKind, Metrics, RetryReason, Statement};
 use crate::store::{
     CommitError, CommitOutcome, Commitment, Group, GroupCommit, LedgerStore, Reach, StoreError, UserState, repeat_read,
 };
-use crate::telemetry::{RequestContext, caused_by};
+use crate::telemetry::{RequestContext, caused_by, shared_by};
 
 /// What an attempt needs.
 pub(super) struct Recorder<S> {
@@ -278,7 +278,7 @@ impl<S: LedgerStore> Recorder<S> {
             let reading = self.store.states(&asked, reach, deadline);
             self.metrics.database.statement(Statement::ReadUsers, reading)
         });
-        Ok((places, states.await?))
+        Ok((places, shared_by(requests(groups), states).await?))
     }
 
     /// The changes in doubt that turn out to be stored, with the balance after each. The user is at `version`.
@@ -318,7 +318,8 @@ impl<S: LedgerStore> Recorder<S> {
         let operations = judged.iter().map(|judged| judged.accepted.len()).sum();
         self.metrics.ledger.batch(BatchKind::Commit, operations);
         let committing = self.store.commit(&commits, &self.instance, deadline);
-        let outcome = self.metrics.database.statement(Statement::Commit, committing).await;
+        let committing = self.metrics.database.statement(Statement::Commit, committing);
+        let outcome = shared_by(judged.iter().flat_map(Judged::requests), committing).await;
         drop(commits);
         let is_alone = judged.len() == 1;
         match outcome {

@@ -14,7 +14,7 @@ use crate::domain::{CallerName, Timestamp, UserId};
 use crate::metrics::{BatchKind, Metrics, Statement};
 use crate::operations_log::{Lines, OperationName, Outcome, Record, Written};
 use crate::store::{LedgerStore, repeat_read};
-use crate::telemetry::{RequestContext, caused_by};
+use crate::telemetry::{RequestContext, caused_by, shared_by};
 
 /// The most balances of one statement: more than are asked for at once in any but the greatest rush, and few enough for a
 /// statement to end in a few milliseconds.
@@ -140,7 +140,7 @@ impl<S: LedgerStore> Reader<S> {
             let reading = self.store.balances_at(&user_ids, &moments, deadline);
             self.metrics.database.statement(Statement::ReadBalances, reading)
         });
-        let balances = balances
+        let balances = shared_by(requests(questions), balances)
             .await
             .map_err(|error| caused_by(requests(questions), || Unavailable::from(error)))?;
         if balances.len() == questions.len() {

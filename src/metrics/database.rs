@@ -6,6 +6,7 @@ use prometheus::{HistogramVec, IntGauge};
 
 use super::families::{DURATIONS, Families};
 use super::labels::{ErrorType, Label, Statement};
+use crate::telemetry::record_statement;
 
 /// What is counted of PostgreSQL.
 pub struct DatabaseMetrics {
@@ -49,7 +50,7 @@ impl DatabaseMetrics {
         metrics
     }
 
-    /// Counts a statement and how long it takes.
+    /// Counts a statement and how long it takes, and makes it a part of the trace of what it is sent for.
     ///
     /// # Errors
     ///
@@ -65,6 +66,7 @@ impl DatabaseMetrics {
         self.statements
             .with_label_values(&[statement.label(), error_type])
             .observe(began.elapsed().as_secs_f64());
+        record_statement(statement.label(), error_type, began);
         result
     }
 }

@@ -6,6 +6,7 @@ use futures_util::future::Either;
 use serde_json::Value;
 
 use super::TraceContext;
+use super::spans::exports;
 
 /// The longest id of a request that is taken over.
 const LONGEST_ID: usize = 128;
@@ -45,10 +46,28 @@ impl RequestContext {
 
 /// The request, or the requests of a batch, that something is done for.
 #[derive(Clone, Debug)]
-enum Cause {
+pub(super) enum Cause {
     Request(Arc<RequestContext>),
     /// Some of them, and how many there are.
     Batch(Arc<[Arc<RequestContext>]>, usize),
+}
+
+impl Cause {
+    /// The first of these requests, if there are any.
+    fn of<'a>(requests: impl IntoIterator<Item = Option<&'a Arc<RequestContext>>>) -> Option<Self> {
+        let mut named = Vec::new();
+        let mut count = 0;
+        for request in requests.into_iter().flatten() {
+            count += 1;
+            if named.len() < MOST_NAMED {
+                named.push(Arc::clone(request));
+            }
+        }
+        match count {
+            0 | 1 => named.pop().map(Cause::Request),
+            _ => Some(Cause::Batch(named.into(), count)),
+        }
+    }
 }
 
 /// The request that this runs for, if it is one.
@@ -58,6 +77,11 @@ pub fn current() -> Option<Arc<RequestContext>> {
         Cause::Batch(..) => None,
     };
     CAUSE.try_with(request).ok().flatten()
+}
+
+/// What this runs for.
+pub(super) fn cause() -> Option<Cause> {
+    CAUSE.try_with(Cause::clone).ok()
 }
 
 /// Runs what is done for a request.
@@ -78,21 +102,21 @@ pub fn caused_by<'a, T>(
     requests: impl IntoIterator<Item = Option<&'a Arc<RequestContext>>>,
     say: impl FnOnce() -> T,
 ) -> T {
-    let mut named = Vec::new();
-    let mut count = 0;
-    for request in requests.into_iter().flatten() {
-        count += 1;
-        if named.len() < MOST_NAMED {
-            named.push(Arc::clone(request));
-        }
+    match Cause::of(requests) {
+        Some(cause) => CAUSE.sync_scope(cause, say),
+        None => say(),
     }
-    match (named.pop(), count) {
-        (None, _) => say(),
-        (Some(request), 1) => CAUSE.sync_scope(Cause::Request(request), say),
-        (Some(last), count) => {
-            named.push(last);
-            CAUSE.sync_scope(Cause::Batch(named.into(), count), say)
-        }
+}
+
+/// Runs what is done for all of these requests at once. They are named only where somebody collects traces: that takes a
+/// moment for each of them.
+pub fn shared_by<'a, F: Future>(
+    requests: impl IntoIterator<Item = Option<&'a Arc<RequestContext>>>,
+    work: F,
+) -> impl Future<Output = F::Output> {
+    match exports().then(|| Cause::of(requests)).flatten() {
+        Some(cause) => Either::Left(CAUSE.scope(cause, work)),
+        None => Either::Right(work),
     }
 }
 

@@ -87,6 +87,17 @@ fn a_wrong_value_stops_serve_with_one_line_that_names_variable_value_and_what_is
         ("SHUTDOWN_DELAY_MS", vec!["-1", "soon"], "3600000"),
         ("SHUTDOWN_TIMEOUT_MS", vec!["-1", "soon"], "3600000"),
         ("LOG_FORMAT", vec!["", "yaml", "JSON"], "auto, text or json"),
+        (
+            "OTEL_TRACES_SAMPLER_ARG",
+            vec!["-0.1", "1.5", "half", "NaN"],
+            "from 0 to 1",
+        ),
+        ("OTEL_SERVICE_NAME", vec!["", "a\nb"], "without control characters"),
+        (
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+            vec!["localhost:4318", "ftp://localhost"],
+            "http",
+        ),
     ] {
         for value in values {
             let log = scratch.0.join("operations.log");

@@ -18,6 +18,7 @@ mod history;
 mod idempotency;
 mod load;
 mod log;
+mod metrics;
 mod mixed;
 mod overload;
 mod race;
@@ -27,5 +28,7 @@ mod rule;
 mod slots;
 mod telemetry;
 mod tokens;
+#[cfg(feature = "otlp")]
+mod traces;
 
 use support::model;

@@ -3,6 +3,8 @@
 
 pub mod approver;
 pub mod client;
+#[cfg(feature = "otlp")]
+pub mod collector;
 pub mod disk;
 pub mod model;
 pub mod postgres;

@@ -7,6 +7,7 @@ mod dev;
 mod process_log;
 mod service;
 mod stand_in;
+mod traces;
 mod verify;
 
 use std::fmt::Display;
@@ -21,6 +22,7 @@ pub use dev::DevArguments;
 pub use process_log::ProcessLogArguments;
 pub use service::ServiceArguments;
 pub use stand_in::StandInArguments;
+pub use traces::TracesArguments;
 pub use verify::VerifyArguments;
 
 use super::ConfigError;
