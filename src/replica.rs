@@ -133,6 +133,7 @@ pub async fn run(
     let approver = Approver::new(&config.approver, Arc::clone(&metrics)).map_err(ReplicaError::Approver)?;
     let store = Store::new(&config.database, SegmentLength::DEFAULT);
     let hangup = signal(SignalKind::hangup()).map_err(ReplicaError::Signals)?;
+    let reload = signal(SignalKind::hangup()).map_err(ReplicaError::Signals)?;
     // Without a handler, a file that reaches `ulimit -f` would end the process; with one, the write fails and the log
     // fails closed.
     let _file_size = signal(SignalKind::from_raw(nix::libc::SIGXFSZ)).map_err(ReplicaError::Signals)?;
@@ -142,7 +143,8 @@ pub async fn run(
     let recovery = Recovery::prepare(&opened, config.service.operation_timeout).await;
     let (log, writer) = opened.start().await.map_err(ReplicaError::OpenLog)?;
 
-    let reopening = tokio::spawn(reopen_at(hangup, log.clone(), tokens.clone(), Arc::clone(&metrics)));
+    let reopening = tokio::spawn(reopen_at(hangup, log.clone()));
+    let reloading = tokio::spawn(reload_at(reload, tokens.clone(), Arc::clone(&metrics)));
     let operation_timeout = config.service.operation_timeout;
     let service = Arc::new(Service::new(
         store,
@@ -175,22 +177,9 @@ pub async fn run(
         offer,
     };
     let drain = config.http.shutdown_timeout;
-    let served = match admin {
-        None => serve(listening, site(Offer::Everything), not_ready_first, drain).await,
-        // Operators can look on until clients are answered.
-        Some(admin) => {
-            let answered = CancellationToken::new();
-            let clients = async {
-                let served = serve(listening, site(Offer::Operations), not_ready_first, drain).await;
-                answered.cancel();
-                served
-            };
-            let operators = serve(admin, site(Offer::Administration), answered.cancelled(), ADMIN_DRAIN);
-            let (clients, operators) = tokio::join!(clients, operators);
-            clients.and(operators)
-        }
-    }
-    .map_err(ReplicaError::Serve);
+    let served = serve_all(listening, admin, site, not_ready_first, drain)
+        .await
+        .map_err(ReplicaError::Serve);
 
     recovering.stop().await;
     // Operations whose clients have gone run on; each ends by its own deadline.
@@ -201,6 +190,7 @@ pub async fn run(
         tracing::error!("operations under way did not end by their deadline");
     }
     reopening.abort();
+    reloading.abort();
     let finished = writer.finish().await.map_err(ReplicaError::FinishLog);
     service.close();
     end_export().await;
@@ -222,13 +212,49 @@ fn open_tokens(file: Option<&Path>) -> Result<Option<Arc<Tokens>>, TokensError> 
     Ok(tokens.map(Arc::new))
 }
 
-/// At each SIGHUP, opens the log anew and reads the tokens again.
-async fn reopen_at(mut hangup: Signal, log: OperationsLog, tokens: Option<Arc<Tokens>>, metrics: Arc<Metrics>) {
+/// Serves clients, and operators at an address of their own if they have one, until clients are answered after `shutdown`.
+async fn serve_all(
+    clients: Listening,
+    operators: Option<Listening>,
+    site: impl Fn(Offer) -> Site<Service>,
+    shutdown: impl Future<Output = ()>,
+    drain: Duration,
+) -> io::Result<()> {
+    let Some(operators) = operators else {
+        return serve(clients, site(Offer::Everything), shutdown, drain).await;
+    };
+    let answered = CancellationToken::new();
+    let clients = async {
+        let served = serve(clients, site(Offer::Operations), shutdown, drain).await;
+        // Operators can look on until then.
+        answered.cancel();
+        served
+    };
+    let operators = serve(
+        operators,
+        site(Offer::Administration),
+        answered.cancelled(),
+        ADMIN_DRAIN,
+    );
+    let (clients, operators) = tokio::join!(clients, operators);
+    clients.and(operators)
+}
+
+/// At each SIGHUP, opens the log anew.
+async fn reopen_at(mut hangup: Signal, log: OperationsLog) {
     while hangup.recv().await.is_some() {
         log.reopen();
-        if let Some(tokens) = tokens.clone() {
-            reload(tokens, &metrics).await;
-        }
+    }
+}
+
+/// At each SIGHUP, reads the tokens again, one reading after the other, so that the last one counts. A file that does not
+/// answer holds up nothing else.
+async fn reload_at(mut hangup: Signal, tokens: Option<Arc<Tokens>>, metrics: Arc<Metrics>) {
+    let Some(tokens) = tokens else {
+        return;
+    };
+    while hangup.recv().await.is_some() {
+        reload(Arc::clone(&tokens), &metrics).await;
     }
 }
 

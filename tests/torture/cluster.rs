@@ -41,7 +41,7 @@ const DISK_MEBIBYTES: u32 = 512;
 
 /// The token of all clients, under a name that JSON has to escape.
 pub const TOKEN: &str = "5e2d8b0c7f2a4d1e9b3c6a8f";
-const CALLER: &str = "clients-\"α\"";
+pub const CALLER: &str = "clients-\"α\"";
 
 /// A name that PostgreSQL, JSON and URLs all have to escape.
 fn instance(number: usize) -> String {

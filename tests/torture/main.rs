@@ -132,9 +132,11 @@ async fn round(seed: u64, duration: Duration, back_within: Duration) {
     let verified = verify(&cluster).await;
     troubles.extend(verified.as_ref().err().cloned());
     troubles.extend(hangs.into_iter().map(|hang| format!("no answer: {hang}")));
+    let stored = stored(&sql).await;
+    troubles.extend(nameless(&stored));
     let evidence = Evidence {
         exchanges,
-        stored: stored(&sql).await,
+        stored,
         logs: cluster.read_logs(),
         verdicts: cluster.verdicts(recorder.began),
         threshold: THRESHOLD,
@@ -180,6 +182,14 @@ async fn verify(cluster: &Cluster) -> Result<String, String> {
     } else {
         Err(format!("balance verify ends with {}: {said}", output.status))
     }
+}
+
+/// Every change came with the token of the clients, whoever stored it and whatever happened then. That the lines name the
+/// same caller as the rows is the checker's matter.
+fn nameless(stored: &BTreeMap<String, StoredUser>) -> Option<String> {
+    let mut changes = stored.values().flat_map(|user| &user.history);
+    let found = changes.find(|one| one.caller.as_deref() != Some(cluster::CALLER))?;
+    Some(format!("not by the caller of all clients: {found:?}"))
 }
 
 async fn stored(sql: &tokio_postgres::Client) -> BTreeMap<String, StoredUser> {

@@ -1,5 +1,9 @@
 //! A second address for metrics and documentation.
 
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
 use super::*;
 use crate::support::approver::TestApprover;
 use crate::support::postgres::fresh_database;
@@ -128,8 +132,17 @@ async fn an_address_that_is_wrong_or_taken_stops_the_start_with_a_line_that_name
 
 #[tokio::test]
 async fn operators_can_look_on_while_the_last_clients_are_answered_and_the_replica_then_ends() {
-    let settings = [("SHUTDOWN_DELAY_MS", "500"), ("APPROVER_TIMEOUT_MS", "3000")];
+    let settings = [
+        ("OPERATION_TIMEOUT_MS", "60000"),
+        ("APPROVER_TIMEOUT_MS", "60000"),
+        ("SHUTDOWN_TIMEOUT_MS", "60000"),
+    ];
     let TwoAddresses { mut world, admin, .. } = TwoAddresses::start(&settings).await;
+    let gate = Arc::new(Semaphore::new(0));
+    world.approver.hold(&gate);
+    let client = world.client.clone();
+    let waiting = tokio::spawn(async move { client.change(&change("alice", 200_000, NOON)).await });
+    world.approver.until_called(1).await;
     world.replica.signal(Signal::SIGTERM);
     let refused = loop {
         let probed = admin
@@ -143,6 +156,8 @@ async fn operators_can_look_on_while_the_last_clients_are_answered_and_the_repli
         yield_now().await;
     };
     assert!(refused.text().await.unwrap().contains("stopping"));
-    assert_eq!(status(&admin, "/metrics").await, 200);
+    assert_eq!(admin.metric("balance_operations_in_flight").await, 1);
+    gate.add_permits(1);
+    waiting.await.unwrap().expect(200);
     assert!(world.replica.ended().await.success());
 }
