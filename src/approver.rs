@@ -10,6 +10,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode, Url};
+use rustls::crypto::CryptoProvider;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -18,6 +19,7 @@ use crate::domain::UserId;
 use crate::metrics::{Active, Metrics, VerdictLabel, gauge_value};
 use crate::retry::Pauses;
 use crate::telemetry::{self, Attribute, RequestContext, Span, SpanId, SpanKind};
+use crate::tls::{TlsFailure, Verification, client_config, provider};
 
 /// The most calls made for one verdict.
 const MAX_CALLS: u32 = 3;
@@ -49,6 +51,9 @@ pub enum ApproverError {
     /// The connection failed or what came over it is not HTTP.
     #[error("the call to the Approver failed")]
     Failed(#[source] reqwest::Error),
+    /// The Approver is there, and is not the one that is trusted.
+    #[error("no secure connection to the Approver: {0}")]
+    Insecure(TlsFailure),
     /// An answer that is neither approval nor denial.
     #[error("the Approver answered {0}")]
     Unexpected(StatusCode),
@@ -62,6 +67,7 @@ impl ApproverError {
             ApproverError::TimedOut => "timeout",
             ApproverError::Failed(error) if error.is_connect() => "connect",
             ApproverError::Failed(_) => "failed",
+            ApproverError::Insecure(_) => "insecure",
             ApproverError::Unexpected(_) => "unexpected_status",
         }
     }
@@ -81,11 +87,21 @@ impl Approver {
     ///
     /// # Errors
     ///
-    /// If the system's certificates cannot be read.
+    /// If the system has no certificates to trust, where they are needed.
     pub fn new(config: &ApproverConfig, metrics: Arc<Metrics>) -> Result<Self, reqwest::Error> {
         // Another part of the process may have installed a provider already, which serves as well.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::builder()
+        let _ = CryptoProvider::install_default(Arc::unwrap_or_clone(provider()));
+        let builder = match &config.ca {
+            Some(roots) => {
+                let verification = Verification::AuthorityAndName(roots.clone());
+                let tls = client_config(verification, None, "http/1.1");
+                Client::builder().tls_backend_preconfigured(tls.expect("a client without a key is always configured"))
+            }
+            // Trusts those that the system trusts.
+            None if config.url.is_https() => Client::builder(),
+            None => Client::builder().tls_certs_only([]),
+        };
+        let client = builder
             .user_agent(concat!("balance/", env!("CARGO_PKG_VERSION")))
             // A redirect is an unexpected answer; the call goes to the configured host and nowhere else.
             .redirect(Policy::none())
@@ -138,6 +154,8 @@ impl Approver {
             let worth_repeating = match &error {
                 ApproverError::TimedOut | ApproverError::Failed(_) => true,
                 ApproverError::Unexpected(status) => status.is_server_error(),
+                // A certificate stays what it is.
+                ApproverError::Insecure(failure) => matches!(failure, TlsFailure::Handshake | TlsFailure::Refused),
                 ApproverError::Busy => false,
             };
             if !worth_repeating || calls == MAX_CALLS || pauses.pause(deadline).await.is_err() {
@@ -185,7 +203,12 @@ impl Approver {
         let response = match timeout_at(deadline, self.client.get(url).headers(headers).send()).await {
             Err(_) => return Err(ApproverError::TimedOut),
             Ok(Err(error)) if error.is_timeout() => return Err(ApproverError::TimedOut),
-            Ok(Err(error)) => return Err(ApproverError::Failed(error.without_url())),
+            Ok(Err(error)) => {
+                let error = error.without_url();
+                return Err(
+                    TlsFailure::of(&error).map_or_else(|| ApproverError::Failed(error), ApproverError::Insecure)
+                );
+            }
             Ok(Ok(response)) => response,
         };
         let status = response.status();
@@ -259,6 +282,7 @@ mod tests {
     async fn ids_are_percent_encoded() {
         let config = ApproverConfig {
             url: ApproverUrl::parse("http://approver/base").unwrap(),
+            ca: None,
             call_timeout: Duration::from_secs(1),
             calls_in_flight: 1,
         };

@@ -7,11 +7,12 @@
 //! collects what arrives into batches: it reads the users of a batch from the [`store`], lets their timelines judge, commits
 //! on the versions that were read, tries again those for whom another replica was faster, and answers when the lines are in
 //! the [`operations_log`]. Reads go the same way. [`replica`] wires these parts together and takes them apart;
-//! [`commands`] are the program's subcommands; [`dev`] is what `balance dev` brings along.
+//! [`commands`] are the program's subcommands; [`dev`] is what `balance dev` brings along; [`tls`] is how connections are
+//! encrypted, whoever opens them.
 //!
 //! # What is never so
 //!
-//! - Imports point up this list only, and a test reads them: `causes`, `domain`, `version`; `config`; `telemetry`;
+//! - Imports point up this list only, and a test reads them: `causes`, `domain`, `tls`, `version`; `config`; `telemetry`;
 //!   `metrics`, `retry`; `store`, `approver`, `operations_log`, `tokens`; `verify`; `ledger`; `service`; `http`; `dev`;
 //!   `replica`; `commands`.
 //! - The domain does no I/O and reads no clock.
@@ -34,6 +35,7 @@ pub mod retry;
 pub mod service;
 pub mod store;
 pub mod telemetry;
+pub mod tls;
 pub mod tokens;
 pub mod verify;
 pub mod version;

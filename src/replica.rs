@@ -6,6 +6,7 @@
 //! Shutdown: `/readyz` says no → a pause in which load balancers notice → no new connections → requests under way are
 //! answered → operations under way end → the log is flushed and joined → connections to PostgreSQL are closed.
 
+mod certificate;
 mod descriptors;
 
 use std::io;
@@ -15,11 +16,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::approver::Approver;
+use crate::causes::causes;
 use crate::config::{
     AccessConfig, ApproverConfig, DatabaseConfig, HttpConfig, LedgerConfig, OperationsLogConfig, ServiceConfig,
     TracesConfig,
@@ -31,7 +33,10 @@ use crate::operations_log::{FinishError, OpenError, OperationsLog};
 use crate::service::{Recovery, Service};
 use crate::store::Store;
 use crate::telemetry::{ExportError, begin_export, end_export};
+use crate::tls::ServerTls;
 use crate::tokens::{Tokens, TokensError};
+
+use certificate::Certificate;
 
 pub use descriptors::TooFewDescriptors;
 
@@ -85,7 +90,7 @@ pub enum ReplicaError {
     #[error("OPERATIONS_LOG: {0}")]
     OpenLog(#[source] OpenError),
     /// The client of the Approver cannot be made.
-    #[error("APPROVER_URL: the client could not be set up: {0}")]
+    #[error("APPROVER_URL: the client could not be set up: {}", causes(.0))]
     Approver(#[source] reqwest::Error),
     /// The tokens cannot be read.
     #[error("API_TOKENS_FILE: {0}")]
@@ -134,6 +139,7 @@ pub async fn run(
     let store = Store::new(&config.database, SegmentLength::DEFAULT);
     let hangup = signal(SignalKind::hangup()).map_err(ReplicaError::Signals)?;
     let reload = signal(SignalKind::hangup()).map_err(ReplicaError::Signals)?;
+    let renewal = signal(SignalKind::hangup()).map_err(ReplicaError::Signals)?;
     // Without a handler, a file that reaches `ulimit -f` would end the process; with one, the write fails and the log
     // fails closed.
     let _file_size = signal(SignalKind::from_raw(nix::libc::SIGXFSZ)).map_err(ReplicaError::Signals)?;
@@ -144,7 +150,10 @@ pub async fn run(
     let (log, writer) = opened.start().await.map_err(ReplicaError::OpenLog)?;
 
     let reopening = tokio::spawn(reopen_at(hangup, log.clone()));
-    let reloading = tokio::spawn(reload_at(reload, tokens.clone(), Arc::clone(&metrics)));
+    let reloading = [
+        tokio::spawn(reload_at(reload, tokens.clone(), Arc::clone(&metrics))),
+        tokio::spawn(renew_at(renewal, config.http.tls.clone(), Arc::clone(&metrics))),
+    ];
     let operation_timeout = config.service.operation_timeout;
     let service = Arc::new(Service::new(
         store,
@@ -190,7 +199,7 @@ pub async fn run(
         tracing::error!("operations under way did not end by their deadline");
     }
     reopening.abort();
-    reloading.abort();
+    reloading.iter().for_each(JoinHandle::abort);
     let finished = writer.finish().await.map_err(ReplicaError::FinishLog);
     service.close();
     end_export().await;
@@ -255,6 +264,17 @@ async fn reload_at(mut hangup: Signal, tokens: Option<Arc<Tokens>>, metrics: Arc
     };
     while hangup.recv().await.is_some() {
         reload(Arc::clone(&tokens), &metrics).await;
+    }
+}
+
+/// At each SIGHUP, reads the service's certificate again.
+async fn renew_at(mut hangup: Signal, tls: Option<ServerTls>, metrics: Arc<Metrics>) {
+    let Some(tls) = tls else {
+        return;
+    };
+    let certificate = Certificate::new(tls, &metrics);
+    while hangup.recv().await.is_some() {
+        certificate.reload().await;
     }
 }
 

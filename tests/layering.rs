@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Rooms from the bottom of the house up; those of one line do not know each other.
 const ORDER: [&[&str]; 12] = [
-    &["causes", "domain", "version"],
+    &["causes", "domain", "tls", "version"],
     &["config"],
     &["telemetry"],
     &["metrics", "retry"],

@@ -18,8 +18,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{
-    AccessArguments, ApproverArguments, ConfigError, DatabaseArguments, DevArguments, LogFormat, ProcessLogArguments,
-    ServiceArguments, StandInArguments, TracesArguments, VerifyArguments,
+    AccessArguments, ApproverArguments, ConfigError, DatabaseArguments, DevArguments, HttpConfig, LogFormat,
+    ProcessLogArguments, ServiceArguments, StandInArguments, TlsArguments, TracesArguments, VerifyArguments,
 };
 use crate::dev::{PostgresError, StandInApprover};
 use crate::replica::{self, Addresses, ReplicaConfig, ReplicaError};
@@ -78,6 +78,8 @@ struct ServeArguments {
     access: AccessArguments,
     #[command(flatten)]
     traces: TracesArguments,
+    #[command(flatten)]
+    tls: TlsArguments,
 }
 
 #[derive(Args, Clone)]
@@ -222,7 +224,10 @@ impl Cli {
 impl ServeArguments {
     fn replica(&self) -> Result<ReplicaConfig, ConfigError> {
         let service = self.service.service()?;
-        let http = self.service.http()?;
+        let http = HttpConfig {
+            tls: self.tls.server()?,
+            ..self.service.http()?
+        };
         Ok(ReplicaConfig {
             database: self.database.database(format!("balance {}", service.instance))?,
             approver: self.approver.approver()?,

@@ -6,16 +6,17 @@
 //! | struct | variables |
 //! |---|---|
 //! | [`DatabaseConfig`] | `DATABASE_URL`, `DATABASE_CONNECTIONS` |
-//! | [`ApproverConfig`] | `APPROVER_URL`, `APPROVER_TIMEOUT_MS`, `APPROVER_CALLS` |
+//! | [`ApproverConfig`] | `APPROVER_URL`, `APPROVER_CA`, `APPROVER_TIMEOUT_MS`, `APPROVER_CALLS` |
 //! | [`OperationsLogConfig`] | `OPERATIONS_LOG`, `OPERATIONS_LOG_SYNC`, `INSTANCE`, `OPERATIONS_IN_FLIGHT`, `CONNECTIONS` |
 //! | [`ServiceConfig`] | `APPROVAL_THRESHOLD`, `OPERATION_TIMEOUT_MS`, `OPERATIONS_IN_FLIGHT`, `INSTANCE` |
 //! | [`LedgerConfig`] | `OPERATION_TIMEOUT_MS`, `OPERATIONS_IN_FLIGHT`, `COMMIT_BATCH_USERS`, `COMMIT_LANES`, `READ_STATEMENTS` |
 //! | [`AccessConfig`] | `API_TOKENS_FILE`, `ADMIN_LISTEN` |
 //! | [`LogFormat`] | `LOG_FORMAT` |
 //! | [`TracesConfig`] | `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER_ARG`, `INSTANCE` |
-//! | [`HttpConfig`] | `LISTEN`, `CONNECTIONS`, `IDLE_TIMEOUT_MS`, `CLIENT_TIMEOUT_MS`, `SHUTDOWN_DELAY_MS`, `SHUTDOWN_TIMEOUT_MS` |
+//! | [`HttpConfig`] | `LISTEN`, `CONNECTIONS`, `IDLE_TIMEOUT_MS`, `CLIENT_TIMEOUT_MS`, `SHUTDOWN_DELAY_MS`, `SHUTDOWN_TIMEOUT_MS`, `TLS_CERT`, `TLS_KEY` |
 
 mod arguments;
+mod database_tls;
 mod urls;
 
 use std::net::SocketAddr;
@@ -25,12 +26,15 @@ use std::time::Duration;
 
 pub use arguments::{
     AccessArguments, ApproverArguments, DatabaseArguments, DevArguments, ProcessLogArguments, ServiceArguments,
-    StandInArguments, TracesArguments, VerifyArguments,
+    StandInArguments, TlsArguments, TracesArguments, VerifyArguments,
 };
+pub use database_tls::{DatabaseTls, SslMode};
 pub use urls::{ApproverUrl, CollectorUrl, DatabaseUrl};
 
+use crate::tls::{Roots, ServerTls, TlsFileError};
+
 /// A value that cannot be used. Its message is one line: the variable, the value and what is allowed.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The variable has a value that is not allowed.
     #[error("{variable}: {value:?} is not allowed; give {allowed}")]
@@ -64,6 +68,16 @@ pub enum ConfigError {
         /// What can be given, with an example.
         allowed: &'static str,
     },
+    /// A file that the variable names cannot be used.
+    #[error("{variable}: {error}; give {allowed}")]
+    File {
+        /// The environment variable; the flag has the same name.
+        variable: &'static str,
+        /// What is wrong with the file.
+        error: TlsFileError,
+        /// What can be given instead.
+        allowed: &'static str,
+    },
 }
 
 /// Where PostgreSQL is and how many connections a replica holds.
@@ -82,6 +96,9 @@ pub struct DatabaseConfig {
 pub struct ApproverConfig {
     /// From `APPROVER_URL`.
     pub url: ApproverUrl,
+    /// From `APPROVER_CA`: who must have signed the certificate of an Approver behind https; otherwise one of those that
+    /// the system trusts.
+    pub ca: Option<Roots>,
     /// From `APPROVER_TIMEOUT_MS`: how long one call may take, before it is tried again.
     pub call_timeout: Duration,
     /// From `APPROVER_CALLS`: the most calls in flight at once, 1 to 100,000.
@@ -173,6 +190,8 @@ pub struct HttpConfig {
     pub shutdown_delay: Duration,
     /// From `SHUTDOWN_TIMEOUT_MS`: how long requests under way may take after that.
     pub shutdown_timeout: Duration,
+    /// From `TLS_CERT` and `TLS_KEY`: with it only https is spoken, without it only http.
+    pub tls: Option<ServerTls>,
 }
 
 /// Who may ask for what, and where.

@@ -3,54 +3,72 @@
 use std::fmt;
 use std::str::FromStr;
 
+use tokio_postgres::config::{Host, SslMode as ClientMode};
 use url::Url;
 
-use super::ConfigError;
+use super::database_tls::{TlsParameters, default_roots};
+use super::{ConfigError, DatabaseTls, SslMode};
 
 /// `DATABASE_URL`, in a form that PostgreSQL's clients accept.
 #[derive(Clone)]
-pub struct DatabaseUrl(tokio_postgres::Config);
+pub struct DatabaseUrl {
+    client: tokio_postgres::Config,
+    tls: DatabaseTls,
+}
 
 const DATABASE_URL_ALLOWED: &str = "a PostgreSQL URL such as postgres://balance:secret@localhost:5432/balance";
-const DATABASE_URL_TLS: &str =
-    "a URL without sslmode=require: connections to PostgreSQL are not encrypted by this version";
+const DATABASE_URL_SOCKET: &str = "a URL with a host that has an address, or without sslmode: a Unix socket has no TLS";
 
 impl DatabaseUrl {
-    /// Reads the text of `DATABASE_URL`.
+    /// Reads the text of `DATABASE_URL`, and the files that it names.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] if PostgreSQL's clients cannot read it, or if it asks for TLS, which is never
-    /// replaced by plain text silently.
+    /// [`ConfigError`] if PostgreSQL's clients cannot read it, if a file that it names cannot be used, or if it asks for TLS
+    /// that cannot be had.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let invalid = |allowed| invalid("DATABASE_URL", text, allowed);
-        let config = tokio_postgres::Config::from_str(text).map_err(|_| invalid(DATABASE_URL_ALLOWED))?;
-        if config.get_hosts().is_empty() {
+        let (url, parameters) = TlsParameters::take_from(text)?;
+        let mut client = tokio_postgres::Config::from_str(&url).map_err(|_| invalid(DATABASE_URL_ALLOWED))?;
+        if client.get_hosts().is_empty() {
             return Err(invalid(DATABASE_URL_ALLOWED));
         }
-        if config.get_ssl_mode() == tokio_postgres::config::SslMode::Require {
-            return Err(invalid(DATABASE_URL_TLS));
-        }
-        Ok(Self(config))
+        let has_sockets = client.get_hosts().iter().any(|host| matches!(host, Host::Unix(_)));
+        let tls = parameters.or_mode_of(&client).read(default_roots().as_deref())?;
+        client.ssl_mode(match tls.mode() {
+            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull if has_sockets => {
+                return Err(invalid(DATABASE_URL_SOCKET));
+            }
+            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => ClientMode::Require,
+            // Nobody need be asked over a socket.
+            SslMode::Prefer if has_sockets => ClientMode::Disable,
+            SslMode::Prefer => ClientMode::Prefer,
+            SslMode::Disable => ClientMode::Disable,
+        });
+        Ok(Self { client, tls })
     }
 
     /// What a connection is opened with. It holds the password.
     pub fn to_client_config(&self) -> tokio_postgres::Config {
-        self.0.clone()
+        self.client.clone()
+    }
+
+    /// How connections are encrypted.
+    pub fn tls(&self) -> &DatabaseTls {
+        &self.tls
     }
 }
 
 /// Host and database; never the password.
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        use tokio_postgres::config::Host;
-        let host = match self.0.get_hosts().first() {
+        let host = match self.client.get_hosts().first() {
             Some(Host::Tcp(name)) => name.clone(),
             Some(Host::Unix(path)) => path.display().to_string(),
             None => String::new(),
         };
-        let port = self.0.get_ports().first().copied().unwrap_or(5432);
-        write!(f, "{host}:{port}/{}", self.0.get_dbname().unwrap_or("(default)"))
+        let port = self.client.get_ports().first().copied().unwrap_or(5432);
+        write!(f, "{host}:{port}/{}", self.client.get_dbname().unwrap_or("(default)"))
     }
 }
 
@@ -96,6 +114,11 @@ impl ApproverUrl {
             && url.query().is_none()
             && url.fragment().is_none();
         usable.then_some(Self(url)).ok_or_else(invalid)
+    }
+
+    /// Whether it is asked over TLS.
+    pub fn is_https(&self) -> bool {
+        self.0.scheme() == "https"
     }
 
     /// The URL that a verdict is asked at, without its query.
@@ -208,9 +231,22 @@ mod tests {
     }
 
     #[test]
-    fn a_database_url_that_asks_for_tls_is_refused() {
-        for mode in ["require", "verify-full"] {
-            assert!(DatabaseUrl::parse(&format!("postgres://me@db/ledger?sslmode={mode}")).is_err());
+    fn tls_is_never_asked_for_over_a_unix_socket_which_has_none() {
+        let socket = "postgres://me@%2Frun%2Fpostgresql/ledger";
+        assert!(DatabaseUrl::parse(&format!("{socket}?sslmode=require")).is_err());
+        assert!(DatabaseUrl::parse("host=/run/postgresql sslmode=require").is_err());
+        let plain = DatabaseUrl::parse(socket).unwrap();
+        assert_eq!(plain.to_client_config().get_ssl_mode(), ClientMode::Disable);
+    }
+
+    #[test]
+    fn a_mode_that_asks_for_tls_is_an_error_without_it_whatever_form_it_has() {
+        for text in ["postgres://me@db/ledger?sslmode=require", "host=db sslmode=require"] {
+            let url = DatabaseUrl::parse(text).unwrap();
+            assert_eq!(url.to_client_config().get_ssl_mode(), ClientMode::Require, "{text}");
+        }
+        for mode in ["verify-ca", "verify-full"] {
+            assert!(DatabaseUrl::parse(&format!("host=db sslmode={mode}")).is_err());
         }
     }
 }

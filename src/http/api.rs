@@ -153,6 +153,9 @@ impl<S: UseCases> Api<S> {
             Err(StoreError::NoneLeft) => Err(
                 "The database has no connection left; raise its max_connections, or the limit of the role.".to_owned(),
             ),
+            Err(StoreError::Insecure(failure)) => {
+                Err(format!("There is no secure connection to the database: {failure}."))
+            }
             Err(error) => Err(format!("The database does not answer: {error}.")),
         }
     }

@@ -3,26 +3,30 @@
 //! What is no HTTP never reaches poem: hyper refuses it by itself, with a status and no body. Such an answer is given the
 //! body of a problem here, on its way to the socket. HTTP/2 is refused here too: its streams would be so many connections,
 //! and none of these times and limits would hold on them.
+//!
+//! All of it is above TLS, where there is any: bytes are those of requests and answers.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use nix::unistd::write;
 use poem_openapi::types::ToJSON;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::phase::Phase;
 use super::problem::{Code, PROBLEM_JSON, Problem};
+use super::stream::{Forced, Stream};
 use crate::metrics::Active;
 use crate::telemetry::{RequestContext, X_REQUEST_ID};
 
 /// How a connection that speaks HTTP/2 begins.
 const HTTP_2: &[u8] = b"PRI * HTTP/2";
+
+/// A way to send what TLS keeps back.
+type SendRest = fn(Pin<&mut Stream>, &mut Context<'_>) -> Poll<io::Result<()>>;
 
 /// How long things may take on a connection.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +42,7 @@ pub struct Times {
 
 /// A client's connection and the place it takes.
 pub struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     times: Times,
     /// How much of [`HTTP_2`] has come; None as soon as something else has.
     http_2: Option<usize>,
@@ -53,15 +57,21 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A connection that was accepted just now; while nothing is sent on it, it counts as idle.
-    pub fn new(stream: TcpStream, times: Times, place: (OwnedSemaphorePermit, Active)) -> Self {
+    /// A connection that was accepted just now; while nothing is sent on it, it counts as idle. A TLS handshake has the
+    /// client's time.
+    pub fn new(stream: Stream, times: Times, place: (OwnedSemaphorePermit, Active)) -> Self {
+        let first = if stream.is_open() {
+            times.idle
+        } else {
+            times.client.min(times.idle)
+        };
         Self {
             stream,
             times,
             http_2: Some(0),
             phase: Phase::Between { is_clear: true },
             instead: None,
-            until: Box::pin(sleep(times.idle)),
+            until: Box::pin(sleep(first)),
             is_stalled: false,
             _place: place,
         }
@@ -82,11 +92,9 @@ impl Connection {
     }
 
     /// Nothing else is being sent, and what does not fit into the socket at once is not worth waiting.
-    fn refuse_http_2(&self) {
-        // What is closed with something left to read is reset, and the client may lose the answer.
-        let _ = self.stream.try_read(&mut [0; 4096]);
+    fn refuse_http_2(&mut self) {
         let problem = Problem::invalid("HTTP/2 is not spoken here; send the request with HTTP/1.1.");
-        let _ = self.stream.try_write(&last_answer(&problem));
+        self.stream.send_last(&last_answer(&problem));
     }
 
     fn received(&mut self, bytes: &[u8]) {
@@ -102,6 +110,11 @@ impl Connection {
             return;
         }
         self.phase.answered();
+        self.await_next();
+    }
+
+    /// The time that runs when something has been sent, and nothing of it is kept back.
+    fn await_next(&mut self) {
         let time = match self.phase {
             // The next request may have come already.
             Phase::Between { is_clear: false } => self.times.idle.max(self.times.request),
@@ -121,7 +134,7 @@ impl Connection {
                 }
                 Phase::Head(_) => {
                     // Nothing else is being sent, and what does not fit into the socket at once is not worth waiting.
-                    let _ = self.stream.try_write(&late_request(self.times.client));
+                    self.stream.send_last(&late_request(self.times.client));
                     break;
                 }
                 Phase::Between { .. } | Phase::Request { .. } => break,
@@ -132,22 +145,46 @@ impl Connection {
 
     /// Writes what there is room for; a client that takes nothing for the client's time is given up.
     fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        if written.is_ready() {
-            return written;
+        loop {
+            let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+            if written.is_ready() {
+                return written;
+            }
+            if let Forced::Sent(count) = ready!(self.poll_stalled(cx, bytes))? {
+                return Poll::Ready(Ok(count));
+            }
         }
+    }
+
+    /// Waits for as long as a client may take nothing. The socket counts as writable when a third of what it holds is
+    /// taken, which may be megabytes; there is room as soon as anything is.
+    fn poll_stalled(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<Forced>> {
         if !self.is_stalled {
             self.is_stalled = true;
             self.end_in(self.times.client);
         }
         ready!(self.until.as_mut().poll(cx));
-        // The socket counts as writable when a third of what it holds is taken, which may be megabytes; there is room
-        // as soon as anything is.
-        Poll::Ready(write(&self.stream, bytes).map_err(|_| {
-            // Otherwise the operating system would keep what was not taken, for minutes.
-            let _ = self.stream.set_zero_linger();
+        let forced = self.stream.force(bytes).map_err(|_| {
+            self.stream.give_up();
             io::ErrorKind::TimedOut.into()
-        }))
+        });
+        self.end_in(self.times.client);
+        Poll::Ready(forced)
+    }
+
+    /// Sends what TLS keeps back; a client that takes nothing of it is given up too.
+    fn poll_rest(&mut self, cx: &mut Context<'_>, send: SendRest) -> Poll<io::Result<()>> {
+        loop {
+            let sent = send(Pin::new(&mut self.stream), cx);
+            if sent.is_ready() {
+                if self.is_stalled {
+                    self.is_stalled = false;
+                    self.await_next();
+                }
+                return sent;
+            }
+            ready!(self.poll_stalled(cx, &[]))?;
+        }
     }
 
     /// Writes what stands in for hyper's answer, to its end; hyper is told that its own was written.
@@ -170,7 +207,12 @@ impl Connection {
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
+        let was_open = self.stream.is_open();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if !was_open && self.stream.is_open() {
+            let idle = self.times.idle;
+            self.end_in(idle);
+        }
         let received = &buf.filled()[before..];
         if self.is_http_2(received) {
             self.refuse_http_2();
@@ -203,11 +245,17 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        match self.stream.keeps_back() {
+            false => Pin::new(&mut self.stream).poll_flush(cx),
+            true => self.poll_rest(cx, Stream::poll_flush),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        match self.stream.keeps_back() {
+            false => Pin::new(&mut self.stream).poll_shutdown(cx),
+            true => self.poll_rest(cx, Stream::poll_shutdown),
+        }
     }
 }
 

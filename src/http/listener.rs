@@ -10,16 +10,20 @@ use std::time::Duration;
 use poem::http::uri::Scheme;
 use poem::listener::Acceptor;
 use poem::web::{LocalAddr, RemoteAddr};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::select;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
+use tokio_rustls::TlsAcceptor;
 
 use super::connection::{Connection, Times, last_answer};
 use super::problem::{Code, Problem};
+use super::stream::Stream;
 use crate::config::HttpConfig;
 use crate::metrics::{Active, Metrics, gauge_value};
+use crate::tls::ServerTls;
 
 /// How many clients the operating system may queue until they are accepted, where its own limit (`somaxconn`) is not
 /// lower. Beyond that it drops what they send; a client that then waits for us to speak is never told.
@@ -37,6 +41,7 @@ const SCARCE_IDLE: Duration = Duration::from_secs(5);
 /// A bound address whose connections are accepted up to a limit.
 pub struct Listening {
     times: Times,
+    tls: Option<ServerTls>,
     listener: TcpListener,
     address: SocketAddr,
     most: usize,
@@ -65,6 +70,7 @@ impl Listening {
                 client: config.client_timeout,
                 request: request_time,
             },
+            tls: config.tls.clone(),
             address: listener.local_addr()?,
             listener,
             most,
@@ -102,6 +108,11 @@ impl Listening {
         }
     }
 
+    /// What the next connection is accepted with, if with TLS.
+    fn tls_now(&self) -> Option<Arc<ServerConfig>> {
+        self.tls.as_ref().map(ServerTls::config)
+    }
+
     /// Answers 503 as soon as the client asks for something. Only so many may take their time for that at once: with
     /// each one more, the first of them is answered without having asked.
     async fn turn_away(&mut self, stream: TcpStream) {
@@ -115,9 +126,13 @@ impl Listening {
             return;
         };
         let make_room = Arc::clone(&self.make_room);
+        let tls = self.tls_now();
         tokio::spawn(async move {
             // A client that is gone need not be told.
-            let _ = tell_overloaded(stream, &make_room).await;
+            let _ = match tls {
+                None => tell_overloaded(stream, &make_room).await,
+                Some(tls) => tell_overloaded_with_tls(stream, tls, &make_room).await,
+            };
             drop(step);
         });
     }
@@ -158,9 +173,11 @@ impl Acceptor for Listening {
             };
             self.was_full = false;
             let place = (place, Active::new(&self.metrics.http.connections));
+            let stream = Stream::new(stream, self.tls_now());
             let connection = Connection::new(stream, self.times_now(), place);
             let (local, remote) = (LocalAddr(self.address.into()), RemoteAddr(peer.into()));
-            return Ok((connection, local, remote, Scheme::HTTP));
+            let scheme = self.tls.as_ref().map_or(Scheme::HTTP, |_| Scheme::HTTPS);
+            return Ok((connection, local, remote, scheme));
         }
     }
 }
@@ -176,7 +193,16 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-async fn tell_overloaded(mut stream: TcpStream, make_room: &Notify) -> io::Result<()> {
+/// After a handshake, for which a client has as long as for its question: without one there is nothing that it would
+/// understand.
+async fn tell_overloaded_with_tls(stream: TcpStream, tls: Arc<ServerConfig>, make_room: &Notify) -> io::Result<()> {
+    match patiently(TlsAcceptor::from(tls).accept(stream), make_room).await {
+        Waited::Done(accepted) => tell_overloaded(accepted?, make_room).await,
+        Waited::TooLong | Waited::MakeRoom => Ok(()),
+    }
+}
+
+async fn tell_overloaded(mut stream: impl AsyncRead + AsyncWrite + Unpin, make_room: &Notify) -> io::Result<()> {
     let mut discarded = [0; 4096];
     let asked = patiently(stream.read(&mut discarded), make_room).await;
     let is_hurried = matches!(asked, Waited::MakeRoom);

@@ -14,6 +14,7 @@ mod parameters;
 mod phase;
 mod problem;
 mod routes;
+mod stream;
 mod types;
 
 use std::sync::Arc;

@@ -75,9 +75,11 @@ impl From<StoreError> for Unavailable {
     fn from(error: StoreError) -> Self {
         tracing::warn!("PostgreSQL failed: {}", causes(&error));
         match error {
-            StoreError::Unreachable(_) | StoreError::NoneLeft | StoreError::Failed(_) | StoreError::TimedOut => {
-                Unavailable::Database
-            }
+            StoreError::Unreachable(_)
+            | StoreError::Insecure(_)
+            | StoreError::NoneLeft
+            | StoreError::Failed(_)
+            | StoreError::TimedOut => Unavailable::Database,
             StoreError::Busy => Unavailable::Overloaded,
         }
     }

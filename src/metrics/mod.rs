@@ -13,6 +13,7 @@ mod http;
 mod labels;
 mod ledger;
 mod operations_log;
+mod tls;
 
 use prometheus::{Encoder, IntGauge, Registry, TextEncoder};
 
@@ -23,6 +24,7 @@ pub use http::HttpMetrics;
 pub use labels::{BatchKind, ErrorType, Queue, RetryReason, Statement, Unauthorized, VerdictLabel};
 pub use ledger::LedgerMetrics;
 pub use operations_log::OperationsLogMetrics;
+pub use tls::TlsMetrics;
 
 use families::Families;
 
@@ -65,6 +67,11 @@ impl Metrics {
             access: AccessMetrics::new(&families),
             registry: families.0,
         }
+    }
+
+    /// The gauges of the service's certificate, which are there only where it has one. To be called once.
+    pub fn tls(&self) -> TlsMetrics {
+        TlsMetrics::new(&Families(self.registry.clone()))
     }
 
     /// All counters in Prometheus' text format 0.0.4.

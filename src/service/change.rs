@@ -149,7 +149,10 @@ impl From<ApproverError> for Unavailable {
         tracing::warn!("the Approver gave no verdict: {}", causes(&error));
         match error {
             ApproverError::Busy => Unavailable::Overloaded,
-            ApproverError::TimedOut | ApproverError::Failed(_) | ApproverError::Unexpected(_) => Unavailable::Approver,
+            ApproverError::TimedOut
+            | ApproverError::Failed(_)
+            | ApproverError::Insecure(_)
+            | ApproverError::Unexpected(_) => Unavailable::Approver,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Connections to PostgreSQL: how one is opened, how many there are, and when one is thrown away.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool::Runtime;
@@ -12,13 +13,15 @@ use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use futures_util::FutureExt;
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
-use tokio_postgres::NoTls;
+use tokio_postgres::Client;
 use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::error::SqlState;
 
 use super::StoreError;
+use super::encryption::{Encryption, tls_failure};
 use crate::config::DatabaseConfig;
 use crate::retry::Pauses;
+use crate::tls::TlsFailure;
 
 /// How long opening a connection may take, and how long one is waited for when all are in use.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -88,7 +91,11 @@ impl Connections {
         // `Fast` checks without a round trip that the connection is not closed.
         manager.recycling_method = RecyclingMethod::Fast;
         let client = client_config(config);
-        manager.custom_setup = Box::new(move |_| open(client.clone()).boxed());
+        let encryption = Arc::new(Encryption::new(config.url.tls()).telling());
+        manager.custom_setup = Box::new(move |_| {
+            let (encryption, client) = (Arc::clone(&encryption), client.clone());
+            async move { open(&encryption, &client).await }.boxed()
+        });
         let manager = AsyncDieselConnectionManager::new_with_config("", manager);
         let pool = Pool::builder(manager)
             .max_size(config.connections)
@@ -165,7 +172,7 @@ fn leaves_connection_usable(error: &DieselError) -> bool {
     )
 }
 
-pub(super) fn client_config(config: &DatabaseConfig) -> tokio_postgres::Config {
+fn client_config(config: &DatabaseConfig) -> tokio_postgres::Config {
     let mut client = config.url.to_client_config();
     client.application_name(&config.application_name);
     // Of several hosts some are standbys, on whose stale data nothing may be decided.
@@ -181,12 +188,14 @@ pub(super) fn client_config(config: &DatabaseConfig) -> tokio_postgres::Config {
     client
 }
 
-/// Opens a connection outside the pool, with the settings of one.
-pub(super) async fn open(client: tokio_postgres::Config) -> Result<AsyncPgConnection, ConnectionError> {
-    let connected = client.connect(NoTls).await;
-    let (client, connection) = connected.map_err(|error| match error.code() {
-        Some(&SqlState::TOO_MANY_CONNECTIONS) => ConnectionError::BadConnection(format!("{NONE_LEFT}: {error}")),
-        _ => ConnectionError::BadConnection(with_cause(&error)),
+/// Opens a connection with the settings of those of the pool.
+async fn open(encryption: &Encryption, client: &tokio_postgres::Config) -> Result<AsyncPgConnection, ConnectionError> {
+    let connected = encryption.connect(client).await;
+    let (client, connection) = connected.map_err(|error| {
+        ConnectionError::BadConnection(match error.code() {
+            Some(&SqlState::TOO_MANY_CONNECTIONS) => format!("{NONE_LEFT}: {error}"),
+            _ => reason(&error),
+        })
     })?;
     let mut connection = AsyncPgConnection::try_from_client_and_connection(client, connection).await?;
     connection
@@ -201,6 +210,31 @@ pub(super) fn is_none_left(error: &PoolError) -> bool {
     matches!(error, PoolError::ConnectionError(ConnectionError::BadConnection(text)) if text.starts_with(NONE_LEFT))
 }
 
+/// What TLS failed of, if that is why there is no connection.
+pub(super) fn tls_failure_of(error: &PoolError) -> Option<TlsFailure> {
+    let PoolError::ConnectionError(ConnectionError::BadConnection(text)) = error else {
+        return None;
+    };
+    TlsFailure::ALL
+        .into_iter()
+        .find(|failure| *text == no_secure_connection(*failure))
+}
+
+fn no_secure_connection(failure: TlsFailure) -> String {
+    format!("no secure connection: {failure}")
+}
+
+/// Why there is no connection. What failed of TLS is said without hosts and names.
+fn reason(error: &tokio_postgres::Error) -> String {
+    match tls_failure(error) {
+        Some(failure) => {
+            tracing::debug!(error = with_cause(error), "a failed TLS handshake with PostgreSQL");
+            no_secure_connection(failure)
+        }
+        None => with_cause(error),
+    }
+}
+
 /// tokio-postgres names only the step that failed; the reason is its source.
 pub(super) fn with_cause(error: &tokio_postgres::Error) -> String {
     match std::error::Error::source(error) {
@@ -209,7 +243,17 @@ pub(super) fn with_cause(error: &tokio_postgres::Error) -> String {
     }
 }
 
-/// Opens a connection outside the pool for `config`.
+/// Opens a connection outside the pool for `config`, with the settings of one.
 pub(super) async fn open_one(config: &DatabaseConfig) -> Result<AsyncPgConnection, ConnectionError> {
-    open(client_config(config)).await
+    open(&Encryption::new(config.url.tls()), &client_config(config)).await
+}
+
+/// Opens a connection outside the pool for `config` that is not diesel's; the error says why there is none.
+pub(super) async fn open_client(config: &DatabaseConfig) -> Result<Client, String> {
+    let encryption = Encryption::new(config.url.tls());
+    let connected = encryption.connect(&client_config(config)).await;
+    let (client, connection) = connected.map_err(|error| reason(&error))?;
+    // It ends with its client; its error is that of the statement under way.
+    tokio::spawn(connection);
+    Ok(client)
 }

@@ -5,9 +5,10 @@ use diesel_async::pooled_connection::PoolError as ConnectionError;
 use diesel_async::pooled_connection::deadpool::PoolError;
 use tokio::time::Instant;
 
-use super::connections::is_none_left;
+use super::connections::{is_none_left, tls_failure_of};
 use crate::metrics::ErrorType;
 use crate::retry::Pauses;
+use crate::tls::TlsFailure;
 
 /// Nothing was changed; the same may work later.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +16,9 @@ pub enum StoreError {
     /// PostgreSQL cannot be reached.
     #[error("no connection to PostgreSQL")]
     Unreachable(#[source] ConnectionError),
+    /// PostgreSQL is there, and the connection would not be as secure as `DATABASE_URL` asks for.
+    #[error("no secure connection to PostgreSQL: {0}")]
+    Insecure(TlsFailure),
     /// PostgreSQL takes no more connections: `max_connections` is reached, or the limit of the role or the database.
     #[error("PostgreSQL has no connection left for this service")]
     NoneLeft,
@@ -34,7 +38,9 @@ impl StoreError {
     pub fn is_out_of_time(&self) -> bool {
         match self {
             StoreError::TimedOut | StoreError::Busy => true,
-            StoreError::Unreachable(_) | StoreError::NoneLeft | StoreError::Failed(_) => false,
+            StoreError::Unreachable(_) | StoreError::Insecure(_) | StoreError::NoneLeft | StoreError::Failed(_) => {
+                false
+            }
         }
     }
 }
@@ -43,6 +49,7 @@ impl ErrorType for StoreError {
     fn error_type(&self) -> &'static str {
         match self {
             StoreError::Unreachable(_) => "unreachable",
+            StoreError::Insecure(_) => "insecure",
             StoreError::NoneLeft => "none_left",
             StoreError::Failed(_) => "failed",
             StoreError::TimedOut => "timeout",
@@ -102,7 +109,10 @@ impl From<PoolError> for StoreError {
     fn from(error: PoolError) -> Self {
         match error {
             PoolError::Backend(error) if is_none_left(&error) => StoreError::NoneLeft,
-            PoolError::Backend(error) => StoreError::Unreachable(error),
+            PoolError::Backend(error) => match tls_failure_of(&error) {
+                Some(failure) => StoreError::Insecure(failure),
+                None => StoreError::Unreachable(error),
+            },
             PoolError::Timeout(deadpool::managed::TimeoutType::Create) => StoreError::TimedOut,
             PoolError::Timeout(_) => StoreError::Busy,
             PoolError::Closed | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => StoreError::Busy,

@@ -8,6 +8,7 @@
 mod commit;
 mod connections;
 mod conversion;
+mod encryption;
 mod error;
 #[cfg(test)]
 pub(crate) mod fake;

@@ -9,10 +9,10 @@ use std::pin::Pin;
 
 use futures_util::TryStreamExt;
 use tokio_postgres::types::{FromSql, ToSql, Type};
-use tokio_postgres::{Client, NoTls, Row, RowStream};
+use tokio_postgres::{Client, Row, RowStream};
 use uuid::Uuid;
 
-use super::connections::{client_config, with_cause};
+use super::connections::{open_client, with_cause};
 use super::conversion::POSTGRES_EPOCH;
 use crate::config::DatabaseConfig;
 
@@ -234,10 +234,7 @@ pub struct Snapshot {
 }
 
 async fn connect(config: &DatabaseConfig) -> Result<Client, SnapshotError> {
-    let connected = client_config(config).connect(NoTls).await;
-    let (client, connection) = connected.map_err(|error| SnapshotError::Connect(with_cause(&error)))?;
-    // It ends with its client; its error is that of the statement under way.
-    tokio::spawn(connection);
+    let client = open_client(config).await.map_err(SnapshotError::Connect)?;
     client.batch_execute(SESSION).await?;
     client
         .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")

@@ -16,6 +16,7 @@ const COMMAND: Style = AnsiColor::Yellow.on_default();
 
 /// Where everything is, but for the service's address, which is known last.
 pub(super) struct Banner {
+    pub scheme: &'static str,
     pub psql: String,
     pub data: String,
     pub approver: String,
@@ -32,8 +33,8 @@ pub(super) fn psql(postgres: &PrivatePostgres, database: &str) -> String {
 
 impl Banner {
     pub(super) fn print(&self, addresses: Addresses) {
-        let url = format!("http://{}", addresses.service);
-        let admin = format!("http://{}", addresses.admin.unwrap_or(addresses.service));
+        let url = format!("{}://{}", self.scheme, addresses.service);
+        let admin = format!("{}://{}", self.scheme, addresses.admin.unwrap_or(addresses.service));
         say("");
         row("Service", ADDRESS, &url);
         row("Swagger UI", ADDRESS, &format!("{admin}/docs"));

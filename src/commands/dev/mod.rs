@@ -35,6 +35,10 @@ pub(super) async fn run(mut arguments: DevelopmentArguments) -> Result<(), Comma
         own_approver: arguments.serve.approver.approver_url.clone(),
         demo: arguments.dev.demo()?,
     };
+    if wanted.own_approver.is_none() {
+        // The stand-in speaks http.
+        arguments.serve.approver.approver_ca = None;
+    }
     arguments
         .serve
         .approver
@@ -87,6 +91,7 @@ async fn with_postgres(
         config.approver.url = ApproverUrl::parse(&stand_in.url())?;
     }
 
+    let scheme = if config.http.tls.is_some() { "https" } else { "http" };
     let banner = banner(config, &stand_in, postgres, wanted.demo);
     let log = postgres.log_path().display().to_string();
     // Begun when the service answers, and ended before it stops to.
@@ -94,7 +99,7 @@ async fn with_postgres(
     let started = |addresses: Addresses| {
         banner.print(addresses);
         if wanted.demo {
-            let service = format!("http://{}", addresses.service);
+            let service = format!("{scheme}://{}", addresses.service);
             running_demo.set(Some(Demo::start(service, demo::display())));
         }
     };
@@ -141,6 +146,7 @@ fn banner(
         None => (config.approver.url.to_string(), asked),
     };
     Banner {
+        scheme: if config.http.tls.is_some() { "https" } else { "http" },
         psql: banner::psql(postgres, DATABASE),
         data: postgres.data_dir().display().to_string(),
         approver,

@@ -7,6 +7,7 @@ mod dev;
 mod process_log;
 mod service;
 mod stand_in;
+mod tls;
 mod traces;
 mod verify;
 
@@ -22,6 +23,7 @@ pub use dev::DevArguments;
 pub use process_log::ProcessLogArguments;
 pub use service::ServiceArguments;
 pub use stand_in::StandInArguments;
+pub use tls::TlsArguments;
 pub use traces::TracesArguments;
 pub use verify::VerifyArguments;
 

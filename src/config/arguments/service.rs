@@ -238,6 +238,8 @@ impl ServiceArguments {
         )
     }
 
+    /// Without TLS, which has its own arguments.
+    ///
     /// # Errors
     ///
     /// [`ConfigError`] names the first value that cannot be used.
@@ -250,6 +252,7 @@ impl ServiceArguments {
             client_timeout: milliseconds("CLIENT_TIMEOUT_MS", &self.client_timeout_ms)?,
             shutdown_delay: milliseconds("SHUTDOWN_DELAY_MS", &self.shutdown_delay_ms)?,
             shutdown_timeout: milliseconds("SHUTDOWN_TIMEOUT_MS", &self.shutdown_timeout_ms)?,
+            tls: None,
         })
     }
 

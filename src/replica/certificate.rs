@@ -1,0 +1,57 @@
+//! The certificate that clients are shown, read again when SIGHUP asks for it.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::metrics::{Metrics, TlsMetrics};
+use crate::tls::{Expiry, ServerTls};
+
+/// The certificate, and what is told of it.
+pub struct Certificate {
+    tls: ServerTls,
+    metrics: TlsMetrics,
+}
+
+impl Certificate {
+    /// One that was read at the start.
+    pub fn new(tls: ServerTls, metrics: &Metrics) -> Self {
+        let certificate = Self {
+            metrics: metrics.tls(),
+            tls,
+        };
+        certificate.show(certificate.tls.expiry());
+        certificate
+    }
+
+    /// Reads it again. One that cannot be used changes nothing.
+    pub async fn reload(&self) {
+        let tls = self.tls.clone();
+        // Only a panic ends the task early.
+        match tokio::task::spawn_blocking(move || tls.reload()).await {
+            Ok(Ok(expiry)) => {
+                self.metrics.reload_failed.set(0);
+                tracing::info!(
+                    not_after = expiry.not_after,
+                    "the certificate of the service was read again"
+                );
+                self.show(expiry);
+            }
+            Ok(Err(error)) => {
+                self.metrics.reload_failed.set(1);
+                tracing::error!("the certificate of the service stays what it was: {error}");
+            }
+            Err(error) => {
+                self.metrics.reload_failed.set(1);
+                tracing::error!("the certificate of the service stays what it was: {error}");
+            }
+        }
+    }
+
+    fn show(&self, expiry: Expiry) {
+        let not_after = i64::try_from(expiry.not_after).unwrap_or(i64::MAX);
+        self.metrics.not_after.set(not_after);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        if expiry.not_after < now.as_secs() {
+            tracing::warn!("the certificate of the service has expired: clients refuse it");
+        }
+    }
+}
