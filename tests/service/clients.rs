@@ -12,7 +12,7 @@ use tokio::time::{interval, sleep, timeout};
 
 use crate::support::approver::TestApprover;
 use crate::support::client::{ServiceClient, answer, change};
-use crate::support::postgres::fresh_database;
+use crate::support::postgres::{Database, fresh_database};
 use crate::support::proxy::Proxy;
 use crate::support::raw::{self, RawAnswer};
 use crate::support::replica::ReplicaOptions;
@@ -171,13 +171,14 @@ async fn a_request_whose_head_came_whole_is_never_answered_408_whatever_was_sent
 
 const PAGE_MIB: u64 = 15;
 
-/// Such a page: a thousand operations with the longest contexts.
-async fn fill_history(world: &World) {
+/// Such a page: a thousand operations with the longest contexts, of the user that is returned.
+pub async fn fill_history(database: &Database) -> &'static str {
     let fill = "INSERT INTO changes_history (user_id, \"timestamp\", seq, balance_change, balance_after, context, \
                 operation_id, approved, instance) \
-                SELECT 'alice', now() + n * interval '1 second', n, 1, n, repeat('👍', 4096), gen_random_uuid(), false, 'x' \
+                SELECT 'paged', now() + n * interval '1 second', n, 1, n, repeat('👍', 4096), gen_random_uuid(), false, 'x' \
                 FROM generate_series(1, 1000) n";
-    world.database.client().await.batch_execute(fill).await.unwrap();
+    database.client().await.batch_execute(fill).await.unwrap();
+    "paged"
 }
 
 /// Asks for the page, with a small buffer for it.
@@ -186,7 +187,7 @@ async fn ask_for_page(world: &World) -> TcpStream {
     socket.set_recv_buffer_size(4_096).unwrap();
     let address = world.replica.url.strip_prefix("http://").unwrap().parse().unwrap();
     let mut stream = socket.connect(address).await.unwrap();
-    let request = b"GET /alice/history?limit=1000 HTTP/1.1\r\nhost: x\r\n\r\n";
+    let request = b"GET /paged/history?limit=1000 HTTP/1.1\r\nhost: x\r\n\r\n";
     stream.write_all(request).await.unwrap();
     stream
 }
@@ -194,7 +195,7 @@ async fn ask_for_page(world: &World) -> TcpStream {
 #[tokio::test]
 async fn an_answer_that_is_taken_slowly_but_steadily_is_not_given_up() {
     let world = World::with(|options| options.set("CLIENT_TIMEOUT_MS", "500")).await;
-    fill_history(&world).await;
+    fill_history(&world.database).await;
     let mut stream = ask_for_page(&world).await;
     stream.readable().await.unwrap();
     let mut pace = interval(Duration::from_millis(50));
@@ -212,7 +213,7 @@ async fn an_answer_that_is_taken_slowly_but_steadily_is_not_given_up() {
 #[tokio::test]
 async fn an_answer_that_the_client_does_not_take_is_given_up() {
     let world = World::with(|options| options.set("CLIENT_TIMEOUT_MS", "500")).await;
-    fill_history(&world).await;
+    fill_history(&world.database).await;
     let mut settled = 0;
     for round in 0..6 {
         let mut takers = Vec::new();

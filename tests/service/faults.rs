@@ -49,7 +49,7 @@ fn whole_lines(replica: &Replica) -> Vec<Value> {
 }
 
 async fn is_refused(url: &str) -> bool {
-    let address: SocketAddr = url.trim_start_matches("http://").parse().unwrap();
+    let address: SocketAddr = url.rsplit('/').next().unwrap().parse().unwrap();
     TcpStream::connect(address).await.is_err()
 }
 

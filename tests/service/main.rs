@@ -27,6 +27,7 @@ mod recovery;
 mod rule;
 mod slots;
 mod telemetry;
+mod tls;
 mod tokens;
 #[cfg(feature = "otlp")]
 mod traces;

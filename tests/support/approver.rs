@@ -5,11 +5,15 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::certificates::Certificate;
 
 /// What the Approver does with a call, after its delay.
 #[derive(Clone, Debug)]
@@ -80,6 +84,7 @@ struct State {
 
 /// A running Approver. It approves everything at once until told otherwise.
 pub struct TestApprover {
+    scheme: &'static str,
     address: SocketAddr,
     state: Arc<Mutex<State>>,
     server: JoinHandle<()>,
@@ -93,6 +98,16 @@ impl Drop for TestApprover {
 
 impl TestApprover {
     pub async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// Behind https, with this certificate.
+    pub async fn start_with_tls(certificate: &Certificate) -> Self {
+        Self::start_with(Some(TlsAcceptor::from(certificate.server()))).await
+    }
+
+    async fn start_with(tls: Option<TlsAcceptor>) -> Self {
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(Mutex::new(State::default()));
@@ -100,14 +115,28 @@ impl TestApprover {
         let server = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                tokio::spawn(serve(stream, Arc::clone(&shared)));
+                let (tls, shared) = (tls.clone(), Arc::clone(&shared));
+                tokio::spawn(async move {
+                    let Some(tls) = tls else {
+                        return serve(stream, shared).await;
+                    };
+                    // A client that trusts nobody here hangs up.
+                    if let Ok(stream) = tls.accept(stream).await {
+                        serve(stream, shared).await;
+                    }
+                });
             }
         });
-        Self { address, state, server }
+        Self {
+            scheme,
+            address,
+            state,
+            server,
+        }
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("{}://{}", self.scheme, self.address)
     }
 
     /// Every verdict takes this long.
@@ -174,7 +203,24 @@ impl TestApprover {
     }
 }
 
-async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
+/// What can be closed with a reset.
+trait Resettable {
+    fn socket(&self) -> &TcpStream;
+}
+
+impl Resettable for TcpStream {
+    fn socket(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Resettable for TlsStream<TcpStream> {
+    fn socket(&self) -> &TcpStream {
+        self.get_ref().0
+    }
+}
+
+async fn serve(mut stream: impl AsyncRead + AsyncWrite + Resettable + Unpin, state: Arc<Mutex<State>>) {
     let mut received = Vec::new();
     loop {
         let end = loop {
@@ -216,7 +262,7 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
             Behaviour::Hang => std::future::pending().await,
             Behaviour::Reset => {
                 // Linger 0 makes the close a reset.
-                let _ = stream.set_zero_linger();
+                let _ = stream.socket().set_zero_linger();
                 return;
             }
             Behaviour::Raw(bytes) => {
@@ -232,7 +278,7 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
             sent_at: Instant::now(),
         });
         let answer = format!("HTTP/1.1 {status} Test\r\ncontent-length: 0\r\n\r\n");
-        if stream.write_all(answer.as_bytes()).await.is_err() {
+        if stream.write_all(answer.as_bytes()).await.is_err() || stream.flush().await.is_err() {
             return;
         }
     }

@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
+use super::certificates::{Authority, Everywhere};
+
 /// An answer, with its body parsed; the media type must agree with the status.
 #[derive(Clone, Debug)]
 pub struct Answer {
@@ -72,6 +74,10 @@ fn client_with(headers: HeaderMap) -> Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = Client::builder().no_proxy().default_headers(headers);
     let client = client.timeout(Duration::from_secs(30));
+    let client = match Everywhere::asked() {
+        Some(tls) => client.tls_backend_preconfigured(tls.authority.client()),
+        None => client,
+    };
     client.build().unwrap()
 }
 
@@ -87,6 +93,16 @@ impl ServiceClient {
     pub fn with_token(url: &str, token: &str) -> Self {
         Self {
             http: http_client_with_token(token),
+            url: url.to_owned(),
+        }
+    }
+
+    /// A client that trusts this authority alone.
+    pub fn trusting(authority: &Authority, url: &str) -> Self {
+        let client = Client::builder().no_proxy().timeout(Duration::from_secs(30));
+        let client = client.tls_backend_preconfigured(authority.client());
+        Self {
+            http: client.build().unwrap(),
             url: url.to_owned(),
         }
     }

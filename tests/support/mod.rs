@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub mod approver;
+pub mod certificates;
 pub mod client;
 #[cfg(feature = "otlp")]
 pub mod collector;
@@ -11,6 +12,7 @@ pub mod postgres;
 pub mod proxy;
 pub mod raw;
 pub mod replica;
+pub mod secure_postgres;
 pub mod tokens;
 pub mod usage;
 pub mod world;

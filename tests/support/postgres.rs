@@ -11,6 +11,9 @@ use balance::dev::{PostgresOptions, PrivatePostgres};
 use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls};
 
+use super::certificates::Everywhere;
+use super::secure_postgres::{self, Password, free_port};
+
 /// How many connections to the database wait for a lock.
 pub const WAITING: &str =
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
@@ -153,7 +156,8 @@ fn as_role(url: &str, role: Role) -> String {
     format!("postgres://{}@{rest}", role.name())
 }
 
-async fn connect(url: &str) -> Client {
+/// A connection without TLS.
+pub async fn connect(url: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
     tokio::spawn(connection);
     client
@@ -173,7 +177,14 @@ fn server() -> &'static PrivatePostgres {
             let mut options = PostgresOptions::new(directory);
             let settings = [("fsync", "off"), ("max_connections", "400"), ("autovacuum", "off")];
             options.settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+            let tls = Everywhere::asked();
+            if tls.is_some() {
+                options.settings.extend(secure_postgres::settings(free_port()));
+            }
             let server = PrivatePostgres::start(&options).await.unwrap();
+            if let Some(tls) = tls {
+                secure_postgres::secure(&server, &tls.authority, &tls.certificate, Password::NotAsked).await;
+            }
             let admin = connect(&server.url("postgres")).await;
             let left = "SELECT datname FROM pg_database WHERE datname LIKE 'test\\_%' OR datname = $1";
             for row in admin.query(left, &[&TEMPLATE]).await.unwrap() {

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_postgres::config::Host;
 
+use super::certificates::Everywhere;
 use super::postgres::{Database, Role};
 
 /// What is lost; nothing at first.
@@ -58,8 +59,12 @@ impl Proxy {
             while let Ok((client, _)) = listener.accept().await {
                 let (socket, course, broken) = (socket.clone(), set.clone(), broken.clone());
                 tokio::spawn(async move {
-                    // Without a server the client's connection is closed.
-                    if let Ok(server) = UnixStream::connect(&socket).await {
+                    // Without a server the client's connection is closed. A Unix socket has no TLS.
+                    if Everywhere::asked().is_some() {
+                        if let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await {
+                            carry(client, server, course, broken).await;
+                        }
+                    } else if let Ok(server) = UnixStream::connect(&socket).await {
                         carry(client, server, course, broken).await;
                     }
                 });
@@ -100,13 +105,13 @@ impl Proxy {
 
 async fn carry(
     client: TcpStream,
-    server: UnixStream,
+    server: impl AsyncRead + AsyncWrite,
     course: watch::Receiver<Course>,
     mut broken: watch::Receiver<u64>,
 ) {
     broken.mark_unchanged();
     let (from_client, to_client) = client.into_split();
-    let (from_server, to_server) = server.into_split();
+    let (from_server, to_server) = tokio::io::split(server);
     tokio::select! {
         () = pass(from_client, to_server, course.clone(), Lost::Requests) => {}
         () = pass(from_server, to_client, course, Lost::Answers) => {}

@@ -15,7 +15,9 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::approver::TestApprover;
+use super::certificates::Everywhere;
 use super::postgres::Database;
+use super::secure_postgres::as_asked;
 use super::usage::Usage;
 
 /// How long a process may take to start or to end before the test fails.
@@ -54,13 +56,13 @@ pub struct ReplicaOptions {
 
 impl ReplicaOptions {
     /// With an instance name of its own. With `TEST_COMMIT_BATCH_USERS` the tests can be run with other batches than the
-    /// default.
+    /// default, and with `TEST_TLS` over TLS.
     pub fn new(database_url: &str, approver_url: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let instance = format!("test-replica-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let environment = [
             ("INSTANCE", instance.as_str()),
-            ("DATABASE_URL", database_url),
+            ("DATABASE_URL", &as_asked(database_url)),
             ("APPROVER_URL", approver_url),
             ("LISTEN", "127.0.0.1:0"),
             ("SHUTDOWN_DELAY_MS", "1"),
@@ -68,8 +70,12 @@ impl ReplicaOptions {
         let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let batch_users = std::env::var("TEST_COMMIT_BATCH_USERS").ok();
         let batch_users = batch_users.map(|users| ("COMMIT_BATCH_USERS".to_owned(), users));
+        let tls = Everywhere::asked().into_iter().flat_map(|tls| {
+            [("TLS_CERT", "service.pem"), ("TLS_KEY", "service.key")]
+                .map(|(variable, file)| (variable.to_owned(), tls.file(file)))
+        });
         Self {
-            environment: environment.into_iter().chain(batch_users).collect(),
+            environment: environment.into_iter().chain(batch_users).chain(tls).collect(),
             log: None,
             open_files: None,
             program: PathBuf::from(env!("CARGO_BIN_EXE_balance")),
@@ -131,6 +137,8 @@ impl ReplicaOptions {
         let scratch = Scratch::new();
         let mut command = self.command();
         let log = self.log.unwrap_or_else(|| scratch.0.join("operations.log"));
+        let has_tls = self.environment.iter().any(|(variable, _)| variable == "TLS_CERT");
+        let scheme = if has_tls { "https" } else { "http" };
         let mut child = command
             .env_clear()
             .env("OPERATIONS_LOG", &log)
@@ -150,6 +158,7 @@ impl ReplicaOptions {
         });
         Replica {
             url: String::new(),
+            scheme,
             log,
             child,
             output,
@@ -193,6 +202,7 @@ impl Said {
 /// A running replica; killed when dropped.
 pub struct Replica {
     pub url: String,
+    scheme: &'static str,
     pub log: PathBuf,
     child: Child,
     output: watch::Receiver<Vec<Said>>,
@@ -222,7 +232,7 @@ impl Replica {
         let line = self.said("serving address=").await;
         let (_, address) = line.split_once("address=").unwrap();
         let (address, _) = address.split_once(' ').unwrap();
-        self.url = format!("http://{address}");
+        self.url = format!("{}://{address}", self.scheme);
     }
 
     /// Waits for a line of standard error that holds `text`.
