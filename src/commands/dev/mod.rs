@@ -137,7 +137,7 @@ fn banner(
     postgres: &PrivatePostgres,
     demo: bool,
 ) -> Banner {
-    let asked = format!("asked for changes above {}", config.service.approval_threshold);
+    let asked = format!("asked above {}", config.service.approval_threshold);
     let (approver, approver_does) = match stand_in {
         Some(stand_in) => {
             let does = format!("{asked}; a stand-in: 300 ms, denies above 1000000");

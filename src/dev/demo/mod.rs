@@ -7,10 +7,8 @@
 //! | `past` | what the users did before: the same at each start, and stored once |
 //! | `mix` | what they do now |
 //! | `tally` | how it went |
-//! | `dice` | chance that can be repeated |
 
 mod client;
-mod dice;
 mod mix;
 mod past;
 mod tally;
@@ -238,6 +236,23 @@ mod tests {
         // At its pace it would have been 60 by then.
         assert!(progress.unavailable >= 1 && progress.operations < 20, "{progress:?}");
         assert!(told.recv().await.is_none(), "nothing is left that could tell");
+    }
+
+    #[tokio::test]
+    async fn a_past_that_is_spent_or_told_in_another_way_is_no_harm() {
+        for code in ["insufficient_funds", "idempotency_key_reused"] {
+            let url = service(move |request| {
+                if request.uri().path() != "/changeBalance" {
+                    return good();
+                }
+                let refused = Response::builder().status(StatusCode::FORBIDDEN);
+                refused.body(json!({ "code": code }).to_string())
+            });
+            let (demo, mut told) = begin(url.await);
+            let began = told.recv().await.unwrap();
+            assert!(matches!(began, DemoEvent::Began { .. }), "{began:?}");
+            demo.stop().await;
+        }
     }
 
     #[tokio::test]
