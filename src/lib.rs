@@ -7,6 +7,7 @@
 //! collects what arrives into batches: it reads the users of a batch from the [`store`], lets their timelines judge, commits
 //! on the versions that were read, tries again those for whom another replica was faster, and answers when the lines are in
 //! the [`operations_log`]. Reads go the same way. [`replica`] wires these parts together and takes them apart;
+//! [`telemetry`] knows for which request something is done, and is the process's log and traces; [`metrics`] counts.
 //! [`commands`] are the program's subcommands; [`dev`] is what `balance dev` brings along; [`tls`] is how connections are
 //! encrypted, whoever opens them.
 //!

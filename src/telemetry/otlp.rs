@@ -178,7 +178,11 @@ impl HttpClient for Client {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let http = self.http.clone();
         let sending = self.runtime.spawn(async move {
-            let mut answer = http.execute(request.try_into()?).await?;
+            let mut answer = http.execute(request.try_into()?).await.map_err(|error| {
+                let error = error.without_url();
+                tracing::debug!("the collector cannot be asked: {}", causes(&error));
+                error
+            })?;
             let mut body = Vec::new();
             while let Some(chunk) = answer.chunk().await? {
                 if body.len() + chunk.len() > MOST_ANSWER {

@@ -158,6 +158,21 @@ impl Visit for Fields<'_> {
         self.set(field, value);
     }
 
+    fn record_i128(&mut self, field: &Field, value: i128) {
+        // Beyond 64 bits JSON's readers differ.
+        match i64::try_from(value) {
+            Ok(value) => self.set(field, value),
+            Err(_) => self.set(field, value.to_string()),
+        }
+    }
+
+    fn record_u128(&mut self, field: &Field, value: u128) {
+        match u64::try_from(value) {
+            Ok(value) => self.set(field, value),
+            Err(_) => self.set(field, value.to_string()),
+        }
+    }
+
     fn record_f64(&mut self, field: &Field, value: f64) {
         self.set(field, value);
     }
@@ -196,7 +211,7 @@ mod tests {
     }
 
     fn say() {
-        tracing::warn!(count = 3, share = 0.5, is_new = true, error = %"a \"b\"\n", level = "own", "it happened");
+        tracing::warn!(count = 3_u128, share = 0.5, is_new = true, error = %"a \"b\"\n", level = "own", "it happened");
     }
 
     fn said(log: impl Subscriber + Send + Sync + 'static, said: &Said) -> String {
