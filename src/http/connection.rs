@@ -12,6 +12,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use poem_openapi::types::ToJSON;
+use prometheus::IntGauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep};
@@ -53,13 +54,13 @@ pub struct Connection {
     until: Pin<Box<Sleep>>,
     /// Whether the socket has no room for what is being sent; then `until` is about that.
     is_stalled: bool,
-    _place: (OwnedSemaphorePermit, Active),
+    _place: (OwnedSemaphorePermit, Active<IntGauge>),
 }
 
 impl Connection {
     /// A connection that was accepted just now; while nothing is sent on it, it counts as idle. A TLS handshake has the
     /// client's time.
-    pub fn new(stream: Stream, times: Times, place: (OwnedSemaphorePermit, Active)) -> Self {
+    pub fn new(stream: Stream, times: Times, place: (OwnedSemaphorePermit, Active<IntGauge>)) -> Self {
         let first = if stream.is_open() {
             times.idle
         } else {

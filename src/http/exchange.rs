@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use poem::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use poem::{Request, Response};
+use prometheus::IntGauge;
 
 use super::UNMATCHED;
 use super::routes::KnownRoute;
@@ -14,6 +15,8 @@ use crate::telemetry::{
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static(X_REQUEST_ID);
+const PARENT: HeaderName = HeaderName::from_static(TRACEPARENT);
+const STATE: HeaderName = HeaderName::from_static(TRACESTATE);
 
 /// A request that is being answered. One that is dropped before its end was given up by the client.
 pub(super) struct Exchange<'a> {
@@ -23,7 +26,7 @@ pub(super) struct Exchange<'a> {
     route: Option<&'static KnownRoute>,
     method: &'static str,
     request: Arc<RequestContext>,
-    _active: Active,
+    _active: Active<&'a IntGauge>,
 }
 
 impl<'a> Exchange<'a> {
@@ -80,10 +83,10 @@ impl<'a> Exchange<'a> {
 }
 
 fn context_of(headers: &HeaderMap) -> RequestContext {
-    let mut parents = headers.get_all(TRACEPARENT).iter();
+    let mut parents = headers.get_all(PARENT).iter();
     // Of two traces neither is the request's.
     let parent = parents.next().filter(|_| parents.next().is_none());
-    let states = headers.get_all(TRACESTATE).iter().map(HeaderValue::as_bytes);
+    let states = headers.get_all(STATE).iter().map(HeaderValue::as_bytes);
     let trace = parent.and_then(|parent| TraceContext::continued(parent.as_bytes(), states));
     let id = headers.get(REQUEST_ID).map(HeaderValue::as_bytes);
     RequestContext::new(id, trace.unwrap_or_else(telemetry::begin_trace))

@@ -172,7 +172,7 @@ impl Acceptor for Listening {
                 continue;
             };
             self.was_full = false;
-            let place = (place, Active::new(&self.metrics.http.connections));
+            let place = (place, Active::new(self.metrics.http.connections.clone()));
             let stream = Stream::new(stream, self.tls_now());
             let connection = Connection::new(stream, self.times_now(), place);
             let (local, remote) = (LocalAddr(self.address.into()), RemoteAddr(peer.into()));

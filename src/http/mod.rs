@@ -17,6 +17,7 @@ mod routes;
 mod stream;
 mod types;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -139,7 +140,9 @@ impl Gate {
     async fn answer<E: Endpoint>(&self, routes: &E, mut request: Request) -> Response {
         let route = self.offer.route_of(request.uri().path());
         let exchange = Exchange::begin(&request, route, &self.metrics);
-        telemetry::scope(exchange.request(), async move {
+        let context = exchange.request();
+        // A future of several kilobytes; the scope is given a pointer, not the future, so that it is never copied.
+        let work = pin!(async move {
             let mut response = match self.admit(route, &mut request).await {
                 Ok(route) => self.handle(routes, route, request).await,
                 Err(refusal) => refusal,
@@ -147,8 +150,8 @@ impl Gate {
             headers::protect(response.headers_mut(), route);
             exchange.end(&mut response);
             response
-        })
-        .await
+        });
+        telemetry::scope(context, work).await
     }
 
     /// Lets a request pass to a path that there is here, with a token that allows it; who asks is noted with it.

@@ -15,6 +15,8 @@ mod ledger;
 mod operations_log;
 mod tls;
 
+use std::borrow::Borrow;
+
 use prometheus::{Encoder, IntGauge, Registry, TextEncoder};
 
 pub use access::AccessMetrics;
@@ -102,18 +104,18 @@ pub fn gauge_value(count: usize) -> i64 {
 }
 
 /// Something under way, counted until this is dropped.
-pub struct Active(IntGauge);
+pub struct Active<Gauge: Borrow<IntGauge>>(Gauge);
 
-impl Active {
+impl<Gauge: Borrow<IntGauge>> Active<Gauge> {
     /// Counts one more.
-    pub fn new(gauge: &IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
+    pub fn new(gauge: Gauge) -> Self {
+        gauge.borrow().inc();
+        Self(gauge)
     }
 }
 
-impl Drop for Active {
+impl<Gauge: Borrow<IntGauge>> Drop for Active<Gauge> {
     fn drop(&mut self) {
-        self.0.dec();
+        self.0.borrow().dec();
     }
 }
