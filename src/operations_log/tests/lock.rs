@@ -17,6 +17,13 @@ fn locked(path: &Path) -> fs::File {
     file
 }
 
+/// How often this process has the file open.
+fn openings(path: &Path) -> usize {
+    let descriptors = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let files = descriptors.filter_map(|descriptor| fs::read_link(descriptor.path()).ok());
+    files.filter(|file| file == path).count()
+}
+
 #[tokio::test]
 async fn a_file_that_another_process_writes_is_not_opened_and_nothing_in_it_is_changed() {
     let directory = Directory::new();
@@ -47,6 +54,8 @@ async fn a_predecessor_that_is_ending_is_waited_for_and_the_file_that_is_there_t
         "replica-1",
     )));
     write(&first, 1, true).await.unwrap();
+    // Otherwise it may be the second that makes the new file.
+    until("both have it open", || openings(&directory.log()) == 2).await;
     // Rotated meanwhile: the second has perhaps opened what is now another file.
     let rotated = directory.0.join("operations.log.1");
     fs::rename(directory.log(), &rotated).unwrap();
