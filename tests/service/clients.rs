@@ -238,7 +238,10 @@ async fn an_answer_that_the_client_does_not_take_is_given_up() {
             settled = settled.max(memory);
         }
         // Were the pages kept, each round would add three of them.
-        assert!(memory < settled + 3 * PAGE_MIB * 3 / 2, "the memory grows: {memory} MiB");
+        assert!(
+            memory < settled + 3 * PAGE_MIB * 3 / 2,
+            "the memory grows: {memory} MiB"
+        );
     }
     world.client.balance("alice", None).await.expect(200);
     world.replica.stop().await;
