@@ -28,7 +28,7 @@ use crate::config::{
 };
 use crate::domain::SegmentLength;
 use crate::http::{Listening, Offer, Site, Stopping, serve};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, gauge_value};
 use crate::operations_log::{FinishError, OpenError, OperationsLog};
 use crate::service::{Recovery, Service};
 use crate::store::Store;
@@ -138,6 +138,7 @@ pub async fn run(
     let approver = Approver::new(&config.approver, Arc::clone(&metrics)).map_err(ReplicaError::Approver)?;
     let store = Store::new(&config.database, SegmentLength::DEFAULT);
     let hangup = signal(SignalKind::hangup()).map_err(ReplicaError::Signals)?;
+    tell_of_tokens(tokens.as_deref(), config.http.listen, &metrics);
     let reload = signal(SignalKind::hangup()).map_err(ReplicaError::Signals)?;
     let renewal = signal(SignalKind::hangup()).map_err(ReplicaError::Signals)?;
     // Without a handler, a file that reaches `ulimit -f` would end the process; with one, the write fails and the log
@@ -221,6 +222,19 @@ fn open_tokens(file: Option<&Path>) -> Result<Option<Arc<Tokens>>, TokensError> 
     Ok(tokens.map(Arc::new))
 }
 
+/// A list that is missing by mistake must not go unnoticed.
+fn tell_of_tokens(tokens: Option<&Tokens>, address: SocketAddr, metrics: &Metrics) {
+    let count = tokens.map_or(0, Tokens::count);
+    metrics.access.tokens.set(gauge_value(count));
+    match tokens {
+        Some(_) => tracing::info!(count, "operations need a token of API_TOKENS_FILE"),
+        None if address.ip().is_loopback() => {
+            tracing::info!("API_TOKENS_FILE is not set: whoever reaches LISTEN may do everything");
+        }
+        None => tracing::warn!("API_TOKENS_FILE is not set: whoever reaches LISTEN may do everything"),
+    }
+}
+
 /// Serves clients, and operators at an address of their own if they have one, until clients are answered after `shutdown`.
 async fn serve_all(
     clients: Listening,
@@ -286,7 +300,10 @@ async fn reload(tokens: Arc<Tokens>, metrics: &Metrics) {
     };
     metrics.access.tokens_reload_failed.set(i64::from(reloaded.is_err()));
     match reloaded {
-        Ok(count) => tracing::info!(count, "the tokens were read again"),
+        Ok(count) => {
+            metrics.access.tokens.set(gauge_value(count));
+            tracing::info!(count, "the tokens were read again");
+        }
         Err(error) => tracing::error!("the tokens stay as they were; API_TOKENS_FILE: {error}"),
     }
 }

@@ -18,7 +18,7 @@ pub(super) struct TokenArguments {
     name: CallerName,
 
     /// What it allows: read, write or read,write
-    #[arg(long, value_name = "SCOPES", value_parser = scopes, default_value = "read,write")]
+    #[arg(long, value_name = "SCOPES", value_parser = scopes)]
     scopes: String,
 }
 

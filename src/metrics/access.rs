@@ -8,6 +8,8 @@ use super::labels::{Label, Unauthorized};
 /// What is counted of tokens.
 pub struct AccessMetrics {
     unauthorized: IntCounterVec,
+    /// How many tokens are in the list.
+    pub tokens: IntGauge,
     /// 1 while the list of tokens is an old one because the file could not be read again.
     pub tokens_reload_failed: IntGauge,
 }
@@ -19,6 +21,10 @@ impl AccessMetrics {
                 "balance_unauthenticated_requests_total",
                 "Requests refused because of their token, by what was wrong with it.",
                 &["reason"],
+            ),
+            tokens: families.gauge(
+                "balance_api_tokens",
+                "Tokens in the list; 0 where there is no list, and everyone may ask for everything.",
             ),
             tokens_reload_failed: families.gauge(
                 "balance_api_tokens_reload_failed",

@@ -133,7 +133,7 @@ pub(super) enum CommitFailure {
 
 pub(super) fn classify(error: &DieselError) -> CommitFailure {
     match error {
-        DieselError::DatabaseError(kind, _) => match kind {
+        DieselError::DatabaseError(kind, information) => match kind {
             // The idempotency key or the place in the order of acceptance was taken meanwhile.
             DatabaseErrorKind::UniqueViolation | DatabaseErrorKind::SerializationFailure => CommitFailure::Conflict,
             DatabaseErrorKind::ForeignKeyViolation
@@ -142,6 +142,11 @@ pub(super) fn classify(error: &DieselError) -> CommitFailure {
             | DatabaseErrorKind::RestrictViolation
             | DatabaseErrorKind::ExclusionViolation
             | DatabaseErrorKind::ReadOnlyTransaction => CommitFailure::NotStored,
+            // diesel does not keep the SQLSTATE. A server that speaks another language leaves it in doubt, which costs
+            // time and nothing else.
+            DatabaseErrorKind::Unknown if information.message().starts_with("permission denied") => {
+                CommitFailure::NotStored
+            }
             // `Unknown` holds deadlocks and timeouts, but terminated backends too, whose last statement may have been
             // committed. The enum is open, so that what comes later is in doubt as well.
             _ => CommitFailure::InDoubt,

@@ -23,11 +23,14 @@ pub enum InvalidList {
     )]
     Columns { line: usize, columns: usize },
     /// The first column.
-    #[error("line {line}: the name is too long or holds control characters; give 1 to 128 characters without any")]
+    #[error("line {line}: the name is too long or holds characters that do not show; give 1 to 128 that do")]
     Name { line: usize },
     /// The second column.
     #[error("line {line}: the second column is no SHA-256; give 64 hex digits, as sha256sum prints them")]
     Digest { line: usize },
+    /// The second column, of a variable that was not set.
+    #[error("line {line}: the second column is the SHA-256 of nothing; give that of a token")]
+    DigestOfNothing { line: usize },
     /// The third column.
     #[error("line {line}: the scopes are wrong; give read, write or read,write")]
     Scopes { line: usize },
@@ -50,6 +53,8 @@ pub(super) fn parse(text: &[u8]) -> Result<Vec<(TokenDigest, Grant)>, InvalidLis
     let mut tokens = Vec::new();
     let mut names = HashMap::new();
     let mut digests = HashMap::new();
+    // Some editors put a mark of the encoding in front.
+    let text = text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(text);
     for (line, bytes) in (1..).zip(text.split(|byte| *byte == b'\n')) {
         let text = std::str::from_utf8(bytes).map_err(|_| InvalidList::NotText { line })?;
         let columns = text.split_whitespace().take_while(|column| !column.starts_with('#'));
@@ -66,6 +71,9 @@ pub(super) fn parse(text: &[u8]) -> Result<Vec<(TokenDigest, Grant)>, InvalidLis
         }
         let caller = CallerName::new(name).map_err(|_| InvalidList::Name { line })?;
         let digest = from_hex(digest).ok_or(InvalidList::Digest { line })?;
+        if digest == super::digest(b"") {
+            return Err(InvalidList::DigestOfNothing { line });
+        }
         let scopes = Scopes::parse(scopes).ok_or(InvalidList::Scopes { line })?;
         if let Some(earlier) = names.insert(caller.clone(), line) {
             return Err(InvalidList::DoubledName { line, earlier });
@@ -105,7 +113,7 @@ mod tests {
     #[test]
     fn lines_are_read_with_any_blanks_comments_and_ends() {
         let (a, b) = (hex("a"), hex("b").to_ascii_uppercase());
-        let text = format!("# who\n\n  reader\t{a}   read\r\n\t# more\nboth {b} write,read # of payroll");
+        let text = format!("\u{feff}# who\n\n  reader\t{a}   read\r\n\t# more\nboth {b} write,read # of payroll");
         let tokens = parse(text.as_bytes()).unwrap();
         let found: Vec<_> = tokens
             .iter()

@@ -145,6 +145,11 @@ impl Tokens {
         Ok(count)
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// Whom the token stands for, if it is one of the list.
     pub fn find(&self, token: &[u8]) -> Option<Grant> {
         let digest = digest(token);

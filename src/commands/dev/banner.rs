@@ -17,6 +17,7 @@ const COMMAND: Style = AnsiColor::Yellow.on_default();
 /// Where everything is, but for the service's address, which is known last.
 pub(super) struct Banner {
     pub scheme: &'static str,
+    pub has_tokens: bool,
     pub psql: String,
     pub data: String,
     pub approver: String,
@@ -56,18 +57,26 @@ impl Banner {
     }
 
     fn commands(&self, url: &str) -> Vec<String> {
+        // Who signed the certificate is not known here.
+        let insecure = if self.scheme == "https" { " --insecure" } else { "" };
+        let token = if self.has_tokens {
+            " -H \"Authorization: Bearer $TOKEN\""
+        } else {
+            ""
+        };
+        let curl = format!("curl{insecure}{token}");
         let mut commands = vec![
             format!(
-                "curl -X POST {url}/changeBalance -H 'Content-Type: application/json' \\\n    \
+                "{curl} -X POST {url}/changeBalance -H 'Content-Type: application/json' \\\n    \
                  -d '{{\"userId\":\"alice\",\"context\":\"first deposit\",\"balanceChange\":100,\
                  \"timestamp\":\"2026-01-31T12:00:00Z\"}}'"
             ),
-            format!("curl {url}/alice/balance"),
+            format!("{curl} {url}/alice/balance"),
         ];
         if self.demo {
-            commands.push(format!("curl '{url}/demo/history?limit=10'"));
+            commands.push(format!("{curl} '{url}/demo/history?limit=10'"));
         } else {
-            commands.push(format!("curl '{url}/alice/history?limit=10'"));
+            commands.push(format!("{curl} '{url}/alice/history?limit=10'"));
         }
         commands.push(format!("tail -f {}", quoted(&self.log)));
         commands

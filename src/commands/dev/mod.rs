@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use super::{CommandError, DevelopmentArguments, Shutdown, say};
-use crate::config::{ApproverUrl, DatabaseUrl, StandInOptions};
+use crate::config::{ApproverUrl, ConfigError, DatabaseUrl, StandInOptions};
 use crate::dev::{Demo, PostgresOptions, PrivatePostgres, StandInApprover, StartStage, StopMode};
 use crate::replica::{self, Addresses};
 use crate::store::migrate;
@@ -35,6 +35,7 @@ pub(super) async fn run(mut arguments: DevelopmentArguments) -> Result<(), Comma
         own_approver: arguments.serve.approver.approver_url.clone(),
         demo: arguments.dev.demo()?,
     };
+    let data_dir = arguments.dev.data_dir()?;
     if wanted.own_approver.is_none() {
         // The stand-in speaks http.
         arguments.serve.approver.approver_ca = None;
@@ -46,10 +47,17 @@ pub(super) async fn run(mut arguments: DevelopmentArguments) -> Result<(), Comma
         .get_or_insert_with(|| "http://localhost".to_owned());
     // A wrong value is reported before anything is started.
     let mut config = arguments.serve.replica()?;
+    if wanted.demo && config.access.tokens_file.is_some() {
+        return Err(CommandError::Config(ConfigError::Invalid {
+            variable: "DEMO",
+            value: "true".to_owned(),
+            allowed: "it only without API_TOKENS_FILE: the demo has no token",
+        }));
+    }
     config.http.shutdown_delay = Duration::ZERO;
 
     say(format_args!("{LABEL}balance{LABEL:#} {FAINT}{VERSION}{FAINT:#}"));
-    let options = PostgresOptions::new(&arguments.dev.data_dir);
+    let options = PostgresOptions::new(&data_dir);
     let began = Instant::now();
     let mut postgres = PrivatePostgres::start_watched(&options, waiting_for).await?;
     say(format_args!(
@@ -147,6 +155,7 @@ fn banner(
     };
     Banner {
         scheme: if config.http.tls.is_some() { "https" } else { "http" },
+        has_tokens: config.access.tokens_file.is_some(),
         psql: banner::psql(postgres, DATABASE),
         data: postgres.data_dir().display().to_string(),
         approver,

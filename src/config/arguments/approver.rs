@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::ffi::OsString;
 
 use clap::Args;
 
@@ -18,7 +18,7 @@ pub struct ApproverArguments {
     /// PEM file with the authorities that may sign the certificate of an Approver behind https, instead of those that the
     /// system trusts
     #[arg(long, env = "APPROVER_CA", value_name = "FILE")]
-    pub approver_ca: Option<PathBuf>,
+    pub approver_ca: Option<OsString>,
 
     /// How long one call to the Approver may take before it is tried again, in milliseconds
     #[arg(

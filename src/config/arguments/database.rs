@@ -7,7 +7,8 @@ use crate::config::{ConfigError, DatabaseConfig, DatabaseUrl};
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Database")]
 pub struct DatabaseArguments {
-    /// PostgreSQL, as postgres://user:password@host:port/database
+    /// PostgreSQL, as postgres://user:password@host:port/database; better by the variable, since every user of the host sees
+    /// flags
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub database_url: Option<String>,
 

@@ -1,10 +1,10 @@
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 
-use super::{ADDRESS_ALLOWED, approval_threshold, milliseconds, number, parsed};
+use super::{ADDRESS_ALLOWED, approval_threshold, given_path, milliseconds, number, parsed};
 use crate::config::{ConfigError, HttpConfig, LedgerConfig, OperationsLogConfig, ServiceConfig, SyncPolicy};
 
 /// Each is turned away within half a second.
@@ -31,7 +31,7 @@ pub struct ServiceArguments {
         value_name = "FILE",
         default_value = "operations.log"
     )]
-    pub operations_log: PathBuf,
+    pub operations_log: OsString,
 
     /// When the operations log is forced to the disk: always, everysec or never
     #[arg(
@@ -222,7 +222,11 @@ impl ServiceArguments {
             }
         };
         Ok(OperationsLogConfig {
-            path: self.operations_log.clone(),
+            path: given_path(
+                "OPERATIONS_LOG",
+                &self.operations_log,
+                "the path of a file, such as operations.log",
+            )?,
             sync,
             instance: self.instance()?,
             operations_at_once: self.in_flight()? + self.connections()?.get(),

@@ -1,4 +1,5 @@
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::Path;
 
 use clap::Args;
 
@@ -14,11 +15,11 @@ pub struct TlsArguments {
     /// PEM file with the certificate of the service, then those between it and its authority; with it the service speaks
     /// https and no http. SIGHUP reads it again, and the key
     #[arg(long, env = "TLS_CERT", value_name = "FILE")]
-    pub tls_cert: Option<PathBuf>,
+    pub tls_cert: Option<OsString>,
 
     /// PEM file with the key of that certificate, without a passphrase
     #[arg(long, env = "TLS_KEY", value_name = "FILE")]
-    pub tls_key: Option<PathBuf>,
+    pub tls_key: Option<OsString>,
 }
 
 impl TlsArguments {
@@ -54,6 +55,6 @@ impl TlsArguments {
 }
 
 /// A file that is named. A variable without a value names none, as compose files set those that are left out.
-pub(super) fn named(path: &Option<PathBuf>) -> Option<&Path> {
-    path.as_deref().filter(|path| !path.as_os_str().is_empty())
+pub(super) fn named(path: &Option<OsString>) -> Option<&Path> {
+    path.as_deref().filter(|path| !path.is_empty()).map(Path::new)
 }
