@@ -61,6 +61,11 @@ impl Timestamp {
             .then_some(Self(microseconds))
     }
 
+    /// The moment `microseconds` after 1970-01-01T00:00:00Z, or the nearest to it that is in range.
+    pub fn nearest(microseconds: i64) -> Self {
+        Self(microseconds.clamp(Self::MIN.0, Self::MAX.0))
+    }
+
     /// Microseconds since 1970-01-01T00:00:00Z.
     pub fn unix_microseconds(self) -> i64 {
         self.0

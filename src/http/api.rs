@@ -259,13 +259,14 @@ impl<S: UseCases> Api<S> {
         user_id: Path<UserIdText>,
         /// The earliest timestamp, included. The beginning, if left out.
         from: Query<Option<DateTime>>,
-        /// The latest timestamp, included. The end, if left out.
+        /// The latest timestamp, included. The end, if left out. Earlier than `from`, it leaves the page empty.
         to: Query<Option<DateTime>>,
-        /// `desc` begins at the latest timestamp, `asc` at the earliest.
+        /// `desc` begins at the latest timestamp, `asc` at the earliest. `desc`, if left out.
         order: Query<Option<OrderText>>,
         /// The most operations on the page, 1 to 1000.
         limit: Query<Option<LimitText>>,
-        /// `nextCursor` of the page before. It holds `from`, `to` and `order`, which can then be left out.
+        /// `nextCursor` of the page before: this page has what lies beyond that one's last operation, in the order asked
+        /// for. It holds `from`, `to` and `order` for where they are left out.
         cursor: Query<Option<CursorText>>,
     ) -> Result<Deferred<Success<History>>, ProblemOf<Reading>> {
         parameters::check_query(request, &["from", "to", "order", "limit", "cursor"])?;
@@ -275,24 +276,11 @@ impl<S: UseCases> Api<S> {
         let order = parameters::order(order.0)?;
         let limit = parameters::limit(limit.0)?;
         let cursor = cursor.0.as_ref().map(Cursor::parse).transpose()?;
-        let (from, to, order) = match cursor {
-            None => (from, to, order.unwrap_or(HistoryOrder::NewestFirst)),
-            Some(cursor) => {
-                let agrees = from.is_none_or(|from| Some(from) == cursor.from)
-                    && to.is_none_or(|to| Some(to) == cursor.to)
-                    && order.is_none_or(|order| order == cursor.order);
-                if !agrees {
-                    let detail = "cursor belongs to another from, to or order; repeat those of the first page or leave them out.";
-                    return Err(Problem::invalid(detail).into());
-                }
-                (cursor.from, cursor.to, cursor.order)
-            }
-        };
-        if let (Some(from), Some(to)) = (from, to)
-            && from > to
-        {
-            return Err(Problem::invalid("from must not be later than to; exchange them.").into());
-        }
+        let order = order
+            .or(cursor.map(|cursor| cursor.order))
+            .unwrap_or(HistoryOrder::NewestFirst);
+        let from = from.or(cursor.and_then(|cursor| cursor.from));
+        let to = to.or(cursor.and_then(|cursor| cursor.to));
         let request = HistoryRequest {
             user_id: user_id.clone(),
             from,

@@ -274,10 +274,15 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
 
 /// The answer to what is no HTTP, after which hyper closes the connection.
 fn unreadable_request() -> Vec<u8> {
-    last_answer(&Problem::invalid(
+    last_answer(&unreadable())
+}
+
+/// The request is no HTTP/1.1.
+pub fn unreadable() -> Problem {
+    Problem::invalid(
         "This cannot be read as HTTP/1.1, or its head is too large; \
          send a request such as GET /alice/balance HTTP/1.1 with the header Host.",
-    ))
+    )
 }
 
 /// The answer to a head that does not come to its end.

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use poem_openapi::types::ToJSON;
-use poem_openapi::{LicenseObject, OpenApiService};
+use poem_openapi::{ContactObject, LicenseObject, OpenApiService};
 use serde_json::{Map, Value, json};
 
 use super::api::{Api, Stopping};
 use super::authorization::{self, Refused};
 use super::body;
-use super::problem::{Code, Problem};
+use super::connection;
+use super::problem::{Code, PROBLEM_JSON, Problem};
 use crate::domain::{Refusal, Timestamp};
 use crate::metrics::Metrics;
 use crate::service::{ChangeError, Service, Unavailable, UseCases};
@@ -28,6 +29,7 @@ tried again.\n# TYPE balance_commit_conflicts_total counter\nbalance_commit_conf
 pub fn open_api_service<S: UseCases>(api: Api<S>) -> OpenApiService<Api<S>, ()> {
     OpenApiService::new(api, "balance", env!("CARGO_PKG_VERSION"))
         .description(DESCRIPTION)
+        .contact(ContactObject::new().name("The maintainers of balance"))
         .license(LicenseObject::new("MIT OR Apache-2.0").url("https://spdx.org/licenses/MIT.html"))
 }
 
@@ -49,17 +51,37 @@ pub fn swagger_ui(document: &str) -> String {
     let service = undressed();
     // A page made for the document as poem-openapi writes it; inside a script no text may look like its end.
     let document = document.replace("</", "<\\/");
-    service.swagger_ui_html().replace(&service.spec(), &document)
+    let page = service.swagger_ui_html().replace(&service.spec(), &document);
+    // An empty icon: the browser would ask for /favicon.ico, which is not there.
+    page.replacen("<head>", "<head>\n    <link rel=\"icon\" href=\"data:,\">", 1)
 }
 
 fn complete(spec: &str) -> String {
     let mut document: Value = serde_json::from_str(spec).expect("poem-openapi writes JSON");
     document["openapi"] = json!("3.0.3");
     document["servers"] = json!([{ "url": "/" }]);
+    // Nobody is asked who they are; a rule of linters wants it said.
+    document["security"] = json!([]);
     let schemas = &mut document["components"]["schemas"];
     schemas["ChangeRequest"]["additionalProperties"] = json!(false);
+    // poem-openapi's bounds are floating-point numbers, which these are not.
+    let change = &mut schemas["ChangeRequest"]["properties"]["balanceChange"];
+    change["example"] = json!(2500);
+    change["minimum"] = json!(i64::MIN);
+    change["maximum"] = json!(i64::MAX);
+    // Beside a reference nothing may stand, and generators make a type of their own of an `allOf`.
+    schemas["Problem"]["properties"]["code"] = json!({ "$ref": "#/components/schemas/ProblemCode" });
+    // Generators make a 32-bit number of an unsigned one; with the minimum, a signed one is unsigned in Rust.
+    let shortfall = &mut schemas["Problem"]["properties"]["shortfall"];
+    shortfall["format"] = json!("int64");
+    shortfall["minimum"] = json!(1);
+    schemas["ProblemCode"]["description"] = json!("What went wrong, for programs; a closed list.");
     for (schema, example) in examples() {
         schemas[schema]["example"] = example;
+    }
+    add_links(&mut document);
+    for path in ["/livez", "/readyz", "/metrics"] {
+        document["paths"][path]["get"]["responses"]["400"] = unreadable();
     }
     for (path, method, status, problems) in problem_examples() {
         let content = &mut document["paths"][path][method]["responses"][status]["content"]["application/problem+json"];
@@ -70,17 +92,72 @@ fn complete(spec: &str) -> String {
         });
         content["examples"] = Value::Object(named.collect::<Map<_, _>>());
     }
+    name_problems_json(&mut document);
     for (path, status) in [("/livez", "alive"), ("/readyz", "ready")] {
         let answer = &mut document["paths"][path]["get"]["responses"]["200"];
         answer["content"]["application/json"]["example"] = json!({ "status": status });
     }
     let metrics = &mut document["paths"]["/metrics"]["get"]["responses"]["200"];
     metrics["description"] = json!("The counters.");
-    metrics["content"]["text/plain; charset=utf-8"]["example"] = json!(METRICS);
+    // Without parameters of the media type, which generators do not know.
+    metrics["content"] = json!({ "text/plain": { "schema": { "type": "string" }, "example": METRICS } });
     authorization::describe(&mut document);
     let mut text = serde_json::to_string_pretty(&document).expect("a JSON value can be written");
     text.push('\n');
     text
+}
+
+/// What of an answer is a parameter of the next request.
+fn add_links(document: &mut Value) {
+    let user_id = "$response.body#/userId";
+    let answer = |document: &'_ mut Value, path: &str, method: &str, links: Value| {
+        document["paths"][path][method]["responses"]["200"]["links"] = links;
+    };
+    let changed = json!({
+        "balance": {
+            "operationId": "getBalance",
+            "description": "The balance as of the change.",
+            "parameters": { "userId": user_id, "timestamp": "$response.body#/timestamp" },
+        },
+        "history": {
+            "operationId": "getHistory",
+            "description": "The user's history.",
+            "parameters": { "userId": user_id },
+        },
+    });
+    answer(document, "/changeBalance", "post", changed);
+    let page = json!({
+        "next": {
+            "operationId": "getHistory",
+            "description": "The next page, where there is one.",
+            "parameters": { "userId": user_id, "cursor": "$response.body#/nextCursor" },
+        },
+    });
+    answer(document, "/{userId}/history", "get", page);
+}
+
+/// Says of each problem that it is JSON, too: some generators make a typed error of nothing else.
+fn name_problems_json(document: &mut Value) {
+    let operations = document["paths"].as_object_mut().into_iter().flat_map(Map::values_mut);
+    let operations = operations.filter_map(Value::as_object_mut).flat_map(Map::values_mut);
+    let responses = operations.filter_map(|operation| operation["responses"].as_object_mut());
+    let contents = responses
+        .flat_map(Map::values_mut)
+        .filter_map(|response| response["content"].as_object_mut());
+    for content in contents {
+        if let Some(problem) = content.get(PROBLEM_JSON) {
+            let schema = json!({ "schema": problem["schema"] });
+            content.insert("application/json".to_owned(), schema);
+        }
+    }
+}
+
+/// What any path answers to a request that is no HTTP/1.1, or whose head is too large.
+fn unreadable() -> Value {
+    json!({
+        "description": "The request cannot be read: `invalid_request`.",
+        "content": { PROBLEM_JSON: { "schema": { "$ref": "#/components/schemas/Problem" } } },
+    })
 }
 
 fn examples() -> [(&'static str, Value); 4] {
@@ -183,6 +260,9 @@ fn problem_examples() -> Vec<(&'static str, &'static str, &'static str, Vec<Prob
             invalid("limit must be a whole number from 1 to 1000, for example 100."),
         ),
         ("/{userId}/history", "get", "503", reading()),
+        ("/livez", "get", "400", vec![connection::unreadable()]),
+        ("/readyz", "get", "400", vec![connection::unreadable()]),
+        ("/metrics", "get", "400", vec![connection::unreadable()]),
         (
             "/readyz",
             "get",

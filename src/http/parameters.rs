@@ -169,6 +169,8 @@ impl Cursor {
         })
     }
 
+    /// Every text of the schema's pattern is a cursor: bounds and places outside the range of a timestamp are taken for
+    /// the nearest moment in it.
     fn from_text(text: &str) -> Option<Self> {
         let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
         let (head, numbers) = bytes.split_at_checked(2)?;
@@ -182,15 +184,15 @@ impl Cursor {
             return None;
         };
         let bound = |bytes| match i64::from_be_bytes(bytes) {
-            i64::MIN => Some(None),
-            microseconds => Timestamp::from_unix_microseconds(microseconds).map(Some),
+            i64::MIN => None,
+            microseconds => Some(Timestamp::nearest(microseconds)),
         };
         rest.is_empty().then_some(Self {
             order,
-            from: bound(from)?,
-            to: bound(to)?,
+            from: bound(from),
+            to: bound(to),
             last: Place {
-                timestamp: Timestamp::from_unix_microseconds(i64::from_be_bytes(timestamp))?,
+                timestamp: Timestamp::nearest(i64::from_be_bytes(timestamp)),
                 seq: i64::from_be_bytes(seq),
             },
         })

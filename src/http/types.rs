@@ -114,8 +114,9 @@ text!(
     IdempotencyKeyText,
     MetaSchema {
         min_length: Some(1),
-        max_length: Some(IdempotencyKey::MAX_CHARACTERS + 2),
-        pattern: Some(r"^[\x21-\x7E]+$".to_owned()),
+        // In quotes each character may be escaped.
+        max_length: Some(2 * IdempotencyKey::MAX_CHARACTERS + 2),
+        pattern: Some(r#"^([!#-~][!-~]{0,254}|"([!#-\[\]-~]|\\["\\]){1,255}")$"#.to_owned()),
         example: Some("salary-2026-01-alice".into()),
         ..MetaSchema::new("string")
     }
@@ -125,8 +126,8 @@ text!(
     /// Where a page of the history ends.
     CursorText,
     MetaSchema {
-        min_length: Some(1),
-        max_length: Some(128),
+        // What [`super::parameters::Cursor`] writes: 34 bytes in base64url, the first of them 1, the second 0 or 1.
+        pattern: Some("^AQ[A-H][A-Za-z0-9_-]{42}[AQgw]$".to_owned()),
         ..MetaSchema::new("string")
     }
 );
@@ -147,7 +148,8 @@ text!(
     OrderText,
     MetaSchema {
         enum_items: vec!["asc".into(), "desc".into()],
-        default: Some("desc".into()),
+        // No default: generated clients would send it, and it would count instead of what a cursor holds.
+        example: Some("desc".into()),
         ..MetaSchema::new("string")
     }
 );

@@ -7,6 +7,7 @@ pub mod client;
 #[cfg(feature = "otlp")]
 pub mod collector;
 pub mod disk;
+pub mod generated;
 pub mod model;
 pub mod postgres;
 pub mod proxy;

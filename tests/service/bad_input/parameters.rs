@@ -145,10 +145,6 @@ async fn a_bad_path_or_query_is_refused_by_the_name_of_its_parameter() {
         ("history?cursor=x", &cursor),
         ("history?cursor=AQEAAA", &cursor),
         ("history?cursor=%00", &cursor),
-        (
-            "history?from=2026-01-31T12:00:00.000001Z&to=2026-01-31T12:00:00Z",
-            &["from ", "to"],
-        ),
     ] {
         let request = untouched.world.client.get(&format!("/alice/{query}"));
         untouched.refuses(request, needles).await;
