@@ -11,9 +11,8 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return fail(&error, ExitCode::FAILURE),
     };
-    match cli.log_format() {
-        Ok(format) => balance::telemetry::install(format),
-        Err(error) => return fail(&error, ExitCode::FAILURE),
+    if let Err(error) = cli.log_format().and_then(balance::telemetry::install) {
+        return fail(&error, ExitCode::FAILURE);
     }
     raise_file_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

@@ -138,7 +138,6 @@ pub async fn run(
     let approver = Approver::new(&config.approver, Arc::clone(&metrics)).map_err(ReplicaError::Approver)?;
     let store = Store::new(&config.database, SegmentLength::DEFAULT);
     let hangup = signal(SignalKind::hangup()).map_err(ReplicaError::Signals)?;
-    tell_of_tokens(tokens.as_deref(), config.http.listen, &metrics);
     let reload = signal(SignalKind::hangup()).map_err(ReplicaError::Signals)?;
     let renewal = signal(SignalKind::hangup()).map_err(ReplicaError::Signals)?;
     // Without a handler, a file that reaches `ulimit -f` would end the process; with one, the write fails and the log
@@ -170,6 +169,7 @@ pub async fn run(
         service: listening.address(),
         admin: admin.as_ref().map(Listening::address),
     };
+    tell_of_tokens(tokens.as_deref(), addresses.service, &metrics);
     started(addresses);
     let not_ready_first = {
         let stopping = stopping.clone();

@@ -30,7 +30,8 @@ Examples:
 Signals:
   SIGTERM, SIGINT    stop in order: /readyz says no, what is under way is
                      answered, the operations log is flushed
-  SIGHUP             open the operations log anew, as after its rotation";
+  SIGHUP             open the operations log anew, as after its rotation,
+                     and read tokens and certificate again";
 
 pub(super) const MIGRATE: &str = "\
 Examples:

@@ -307,7 +307,7 @@ fn print(text: &[u8]) {
 struct Shutdown {
     terminate: Signal,
     interrupt: Signal,
-    /// Elsewhere than on a terminal, SIGHUP only reopens the log.
+    /// Elsewhere than on a terminal, SIGHUP has files opened and read again.
     hangup: Option<Signal>,
 }
 

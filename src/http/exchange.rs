@@ -18,6 +18,9 @@ const REQUEST_ID: HeaderName = HeaderName::from_static(X_REQUEST_ID);
 const PARENT: HeaderName = HeaderName::from_static(TRACEPARENT);
 const STATE: HeaderName = HeaderName::from_static(TRACESTATE);
 
+/// The status under which a request is counted whose client has gone, as other servers have it.
+const GIVEN_UP: &str = "499";
+
 /// A request that is being answered. One that is dropped before its end was given up by the client.
 pub(super) struct Exchange<'a> {
     metrics: &'a Metrics,
@@ -26,6 +29,7 @@ pub(super) struct Exchange<'a> {
     route: Option<&'static KnownRoute>,
     method: &'static str,
     request: Arc<RequestContext>,
+    has_ended: bool,
     _active: Active<&'a IntGauge>,
 }
 
@@ -37,6 +41,7 @@ impl<'a> Exchange<'a> {
             route,
             method: known_method(request.method()),
             request: Arc::new(context_of(request.headers())),
+            has_ended: false,
             _active: Active::new(&metrics.http.active),
         }
     }
@@ -47,7 +52,8 @@ impl<'a> Exchange<'a> {
     }
 
     /// Gives the answer its request's id, and notes it.
-    pub(super) fn end(self, response: &mut Response) {
+    pub(super) fn end(mut self, response: &mut Response) {
+        self.has_ended = true;
         let headers = response.headers_mut();
         // Whatever is taken over is visible ASCII.
         if let Ok(id) = HeaderValue::from_str(&self.request.id) {
@@ -79,6 +85,23 @@ impl<'a> Exchange<'a> {
             is_error: status.is_server_error(),
             ..span
         }
+    }
+}
+
+/// A client that did not wait for its answer: what it asked for goes on, but not for it. Such requests are likely the slowest,
+/// and belong with the others.
+impl Drop for Exchange<'_> {
+    fn drop(&mut self) {
+        if self.has_ended {
+            return;
+        }
+        let route = self.route.map_or(UNMATCHED, |route| route.pattern);
+        let duration = self.began.elapsed();
+        self.metrics.http.request(route, self.method, GIVEN_UP, duration);
+        telemetry::caused_by([Some(&self.request)], || {
+            let duration_seconds = duration.as_secs_f64();
+            tracing::debug!(route, method = self.method, duration_seconds, "given up by the client");
+        });
     }
 }
 

@@ -18,14 +18,18 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::request::each_field;
-use crate::config::LogFormat;
+use crate::config::{ConfigError, LogFormat};
 use crate::domain::Timestamp;
 
 /// What is told where `RUST_LOG` says nothing.
 const DEFAULT_FILTER: &str = "info,poem=warn";
 
 /// Begins the log. To be called once, before anything is told.
-pub fn install(format: LogFormat) {
+///
+/// # Errors
+///
+/// [`ConfigError`] if `RUST_LOG` cannot be used.
+pub fn install(format: LogFormat) -> Result<(), ConfigError> {
     let is_terminal = stderr().is_terminal();
     // As `NO_COLOR` and its like have it.
     let is_coloured = AutoStream::choice(&stderr()) != ColorChoice::Never;
@@ -34,7 +38,7 @@ pub fn install(format: LogFormat) {
         LogFormat::Text => true,
         LogFormat::Json => false,
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
+    let filter = filter()?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(stderr)
@@ -46,6 +50,24 @@ pub fn install(format: LogFormat) {
         log.event_format(JsonLines).init();
         set_hook(Box::new(tell_panic));
     }
+    Ok(())
+}
+
+/// What of all that is told is shown. Empty is the same as not set.
+fn filter() -> Result<EnvFilter, ConfigError> {
+    const VARIABLE: &str = "RUST_LOG";
+    let asked = std::env::var_os(VARIABLE).unwrap_or_default();
+    if asked.is_empty() {
+        return Ok(EnvFilter::new(DEFAULT_FILTER));
+    }
+    let asked = asked.into_string().map_err(|_| ConfigError::NotUtf8 {
+        variable: VARIABLE.to_owned(),
+    })?;
+    EnvFilter::try_new(&asked).map_err(|_| ConfigError::Invalid {
+        variable: VARIABLE,
+        value: asked,
+        allowed: "levels for parts of the program, such as info,poem=warn",
+    })
 }
 
 /// A panic as an event like any other, where a program reads the log.

@@ -65,7 +65,7 @@ fn a_wrong_value_stops_serve_with_one_line_that_names_variable_value_and_what_is
             vec!["sometimes", "Always"],
             "always, everysec or never",
         ),
-        ("OPERATIONS_LOG", vec![directory, "/nowhere/operations.log"], ""),
+        ("OPERATIONS_LOG", vec![directory, "/nowhere/operations.log", ""], ""),
         ("INSTANCE", vec!["", "a\nb"], "1 to 128 characters"),
         (
             "APPROVAL_THRESHOLD",
@@ -87,6 +87,7 @@ fn a_wrong_value_stops_serve_with_one_line_that_names_variable_value_and_what_is
         ("SHUTDOWN_DELAY_MS", vec!["-1", "soon"], "3600000"),
         ("SHUTDOWN_TIMEOUT_MS", vec!["-1", "soon"], "3600000"),
         ("LOG_FORMAT", vec!["", "yaml", "JSON"], "auto, text or json"),
+        ("RUST_LOG", vec!["balance=wrong", "!!!"], "info,poem=warn"),
         (
             "OTEL_TRACES_SAMPLER_ARG",
             vec!["-0.1", "1.5", "half", "NaN"],
@@ -112,6 +113,30 @@ fn a_wrong_value_stops_serve_with_one_line_that_names_variable_value_and_what_is
             );
         }
     }
+}
+
+/// As Compose passes those that are not set.
+#[test]
+fn a_variable_without_a_value_is_not_set() {
+    let empty = [
+        "ADMIN_LISTEN",
+        "API_TOKENS_FILE",
+        "APPROVER_CA",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "RUST_LOG",
+        "TLS_CERT",
+        "TLS_KEY",
+    ];
+    let empty = empty.map(|variable| (variable, ""));
+    let variables = [
+        &GOOD[..],
+        &empty,
+        &[("LISTEN", "127.0.0.1:0"), ("OPERATIONS_LOG", "/nowhere/log")],
+    ]
+    .concat();
+    // All of them are read before the log is opened.
+    let line = one_line(&run(&["serve"], &variables));
+    assert!(line.starts_with("balance: OPERATIONS_LOG: "), "{line}");
 }
 
 #[test]

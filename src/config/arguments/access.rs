@@ -13,6 +13,7 @@ const ADMIN_TURNED_AWAY: NonZeroUsize = NonZeroUsize::MIN.saturating_add(15);
 
 /// Who may ask for what, and where.
 #[derive(Args, Clone)]
+#[command(next_help_heading = "Access")]
 pub struct AccessArguments {
     /// File of bearer tokens, one a line: name, SHA-256 of the token in hex, scopes (read, write or read,write); reread
     /// on SIGHUP. Without it everyone may ask for everything

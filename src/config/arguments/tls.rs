@@ -11,6 +11,7 @@ const FILES_ALLOWED: &str = "PEM files: in TLS_CERT the certificate, then those 
 
 /// What the service is spoken to over TLS with.
 #[derive(Args, Clone)]
+#[command(next_help_heading = "TLS")]
 pub struct TlsArguments {
     /// PEM file with the certificate of the service, then those between it and its authority; with it the service speaks
     /// https and no http. SIGHUP reads it again, and the key

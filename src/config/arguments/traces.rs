@@ -5,6 +5,7 @@ use crate::config::{CollectorUrl, ConfigError, TracesConfig};
 
 /// Where traces are exported to.
 #[derive(Args, Clone)]
+#[command(next_help_heading = "Traces")]
 pub struct TracesArguments {
     /// Base URL of the collector that traces are sent to, by OTLP over HTTP; /v1/traces is appended [default: none is sent]
     #[arg(
