@@ -10,51 +10,104 @@
 --
 --   psql --set=ON_ERROR_STOP=1 --file=env/roles.sql "postgres://admin@host/balance"
 --
--- by a superuser, or by the database's owner with CREATEROLE. It sets no passwords: env/role_passwords.sql does, or
--- `\password balance_service` in psql. It says the rights of tables that are there; the migration that makes a table says
--- them too, for roles that were there before it. A test holds both to the same.
+-- by a superuser, or by the database's owner with CREATEROLE. What anybody else was given here it takes away; where one of
+-- these roles has more than rights, such as the database itself, it changes nothing and says what to type. It sets no
+-- passwords: env/role_passwords.sql does, or `\password balance_service` in psql. It says the rights of tables that are there;
+-- the migration that makes a table says them too, for roles that were there before it. A test holds both to the same.
 
 BEGIN;
 SET LOCAL client_min_messages = warning;
 
 DO $$
 DECLARE
+    of_the_ledger CONSTANT text[] := ARRAY['balance_owner', 'balance_service', 'balance_auditor'];
+    this_database CONSTANT pg_database := d FROM pg_database d WHERE datname = current_database();
     name text;
     too_much text;
+    mend text;
 BEGIN
-    FOREACH name IN ARRAY ARRAY['balance_owner', 'balance_service', 'balance_auditor'] LOOP
-        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN
-            EXECUTE format('CREATE ROLE %I LOGIN NOCREATEDB NOCREATEROLE NOINHERIT', name);
-        END IF;
-    END LOOP;
-    -- A role that was there may have been given more. To take that away could break something else: say so and stop.
-    SELECT string_agg(format('%s (superuser, CREATEDB, CREATEROLE, REPLICATION, BYPASSRLS or a member of another role)', rolname), ', ')
-    INTO too_much FROM pg_roles r
-    WHERE rolname IN ('balance_owner', 'balance_service', 'balance_auditor')
-        AND (rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls
-            OR EXISTS (SELECT FROM pg_auth_members m WHERE m.member = r.oid));
+    -- A role that was there may have been given more. To take that away could break something else: say so and stop. An owner
+    -- may do anything with what it owns, and the database's owner is a member of pg_database_owner, which owns the schema.
+    SELECT string_agg(what, '; ' ORDER BY turn, what), string_agg(statement, E'\n' ORDER BY turn, what) INTO too_much, mend
+    FROM (
+        SELECT 1 AS turn, format('%I is a superuser or has CREATEDB, CREATEROLE, REPLICATION or BYPASSRLS', rolname) AS what,
+            format('ALTER ROLE %I NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS;', rolname) AS statement
+        FROM pg_roles WHERE rolname = ANY (of_the_ledger)
+            AND (rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls)
+        UNION ALL
+        SELECT 2, format('%s is a member of %s', member::regrole, roleid::regrole),
+            format('REVOKE %s FROM %s GRANTED BY %s;', roleid::regrole, member::regrole, grantor::regrole)
+        FROM pg_auth_members JOIN pg_roles r ON r.oid = member WHERE rolname = ANY (of_the_ledger)
+        UNION ALL
+        SELECT 3, format('%I owns the database', rolname), format('ALTER DATABASE %I OWNER TO %I;', this_database.datname,
+            CASE WHEN current_user = ANY (of_the_ledger) THEN pg_get_userbyid(10) ELSE current_user END) -- 10 made the server
+        FROM pg_roles WHERE oid = this_database.datdba AND rolname <> 'balance_owner' AND rolname = ANY (of_the_ledger)
+        UNION ALL
+        SELECT 4, format('%I owns the schema public', rolname), 'ALTER SCHEMA public OWNER TO pg_database_owner;'
+        FROM pg_namespace JOIN pg_roles r ON r.oid = nspowner
+        WHERE nspname = 'public' AND NOT rolsuper AND rolname NOT IN ('pg_database_owner', 'balance_owner')
+            AND (r.oid <> this_database.datdba OR rolname = ANY (of_the_ledger))
+        UNION ALL
+        SELECT 5, format('%s owns %s', refobjid::regrole, string_agg(pg_describe_object(classid, objid, 0), ', ')),
+            CASE WHEN to_regrole('balance_owner') IS NULL AND row_number() OVER (ORDER BY refobjid::regrole::text) = 1
+                THEN E'CREATE ROLE balance_owner LOGIN NOINHERIT;\n' ELSE '' END
+            || format('REASSIGN OWNED BY %s TO balance_owner; -- its other databases, too; before it, drop what you do not know',
+                refobjid::regrole)
+        FROM pg_shdepend JOIN pg_roles r ON r.oid = refobjid
+        WHERE dbid = this_database.oid AND refclassid = 'pg_authid'::regclass AND deptype = 'o'
+            AND rolname IN ('balance_service', 'balance_auditor')
+            -- The first three have no part in the ledger; the ledger's tables change hands below, and the schema is told above.
+            AND classid NOT IN ('pg_largeobject'::regclass, 'pg_default_acl'::regclass, 'pg_user_mapping'::regclass)
+            AND NOT (classid = 'pg_namespace'::regclass AND objid = 'public'::regnamespace)
+            AND NOT (classid = 'pg_class'::regclass AND objid IN (SELECT oid FROM pg_class
+                WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
+                    AND relname IN ('balance', 'balance_checkpoints', 'changes_history', '__diesel_schema_migrations')))
+        GROUP BY refobjid) AS excess;
     IF too_much IS NOT NULL THEN
         RAISE EXCEPTION 'more rights than these roles are meant to have: %', too_much
-            USING HINT = 'Take them away with ALTER ROLE or REVOKE and run this file again.';
+            USING HINT = format(E'Type this in the database %I, as a superuser, and run this file again:\n%s',
+                this_database.datname, mend);
     END IF;
+
+    FOREACH name IN ARRAY of_the_ledger LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN
+            EXECUTE format('CREATE ROLE %I LOGIN NOCREATEDB NOCREATEROLE NOINHERIT', name);
+        ELSIF (SELECT rolinherit FROM pg_roles WHERE rolname = name) THEN
+            EXECUTE format('ALTER ROLE %I NOINHERIT', name); -- it is a member of nothing
+        END IF;
+    END LOOP;
     -- Who is no superuser must be a member of a role to give it tables or to set its default privileges.
     IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
         AND NOT pg_has_role(current_user, 'balance_owner', 'MEMBER') THEN
         EXECUTE 'GRANT balance_owner TO CURRENT_USER';
     END IF;
-    -- Everybody may make temporary tables in a database unless it is said otherwise.
-    EXECUTE format('REVOKE CREATE, TEMPORARY ON DATABASE %I FROM PUBLIC, balance_owner, balance_service, balance_auditor',
+    EXECUTE format('REVOKE CREATE, TEMPORARY ON DATABASE %I FROM balance_owner, balance_service, balance_auditor CASCADE',
         current_database());
     EXECUTE format('GRANT CONNECT ON DATABASE %I TO balance_owner, balance_service, balance_auditor', current_database());
 END
 $$;
 
--- Databases that were made before PostgreSQL 15 let everybody make tables in this schema.
-REVOKE CREATE ON SCHEMA public FROM PUBLIC, balance_service, balance_auditor;
+REVOKE CREATE ON SCHEMA public FROM balance_owner, balance_service, balance_auditor CASCADE;
 GRANT USAGE ON SCHEMA public TO balance_owner, balance_service, balance_auditor;
 GRANT CREATE ON SCHEMA public TO balance_owner;
 
--- What later migrations make can be read. Whether it can be written is for them to say.
+-- What later migrations make can be read. Whether it can be written is for them to say, and nobody else is given anything.
+DO $$
+DECLARE
+    default_right record;
+BEGIN
+    FOR default_right IN
+        SELECT DISTINCT CASE WHEN defaclnamespace <> 0 THEN 'IN SCHEMA public' END AS in_schema,
+            CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END AS grantee
+        FROM pg_default_acl CROSS JOIN aclexplode(defaclacl)
+        WHERE defaclrole = 'balance_owner'::regrole AND defaclobjtype = 'r' AND grantee <> defaclrole
+            AND defaclnamespace IN (0, 'public'::regnamespace)
+    LOOP
+        EXECUTE format('ALTER DEFAULT PRIVILEGES FOR ROLE balance_owner %s REVOKE ALL ON TABLES FROM %s CASCADE',
+            default_right.in_schema, default_right.grantee);
+    END LOOP;
+END
+$$;
 ALTER DEFAULT PRIVILEGES FOR ROLE balance_owner IN SCHEMA public GRANT SELECT ON TABLES TO balance_service, balance_auditor;
 
 DO $$
@@ -73,11 +126,53 @@ BEGIN
         IF ledger_table.is_anothers THEN
             EXECUTE format('ALTER TABLE public.%I OWNER TO balance_owner', ledger_table.name);
         END IF;
-        EXECUTE format('REVOKE ALL ON public.%I FROM PUBLIC, balance_service, balance_auditor', ledger_table.name);
+        EXECUTE format('REVOKE ALL ON public.%I FROM balance_service, balance_auditor CASCADE', ledger_table.name);
         EXECUTE format('GRANT SELECT ON public.%I TO balance_service, balance_auditor', ledger_table.name);
         IF ledger_table.writing IS NOT NULL THEN
             EXECUTE format('GRANT %s ON public.%I TO balance_service', ledger_table.writing, ledger_table.name);
         END IF;
+    END LOOP;
+END
+$$;
+
+-- What others were given, on the tables and their columns, and what would let them make tables or schemas; PostgreSQL itself
+-- lets everybody make temporary tables, and before version 15 tables in this schema. Superusers and the database's owner keep
+-- what they have, but not the right to hand it on. A second look makes sure, since a REVOKE that cannot do it only warns.
+DO $$
+DECLARE
+    foreign_right record;
+BEGIN
+    FOR look IN 1..2 LOOP
+        FOR foreign_right IN
+            WITH given AS (
+                SELECT format('TABLE public.%I', relname) AS what, 'ALL' AS rights, relowner AS owner, r.grantee, r.is_grantable
+                FROM pg_class c CROSS JOIN LATERAL (
+                    SELECT * FROM aclexplode(relacl)
+                    UNION ALL
+                    SELECT x.* FROM pg_attribute CROSS JOIN aclexplode(attacl) x WHERE attrelid = c.oid) AS r
+                WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
+                    AND relname IN ('balance', 'balance_checkpoints', 'changes_history', '__diesel_schema_migrations')
+                UNION ALL
+                SELECT 'SCHEMA public', 'CREATE', nspowner, grantee, is_grantable
+                FROM pg_namespace CROSS JOIN aclexplode(nspacl)
+                WHERE nspname = 'public' AND privilege_type = 'CREATE'
+                UNION ALL
+                SELECT format('DATABASE %I', datname), 'CREATE, TEMPORARY', datdba, grantee, is_grantable
+                FROM pg_database CROSS JOIN aclexplode(coalesce(datacl, acldefault('d', datdba)))
+                WHERE datname = current_database() AND privilege_type IN ('CREATE', 'TEMPORARY'))
+            SELECT DISTINCT what, rights, keeps, CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END AS grantee
+            FROM (SELECT *, EXISTS (SELECT FROM pg_roles WHERE oid = grantee AND (rolsuper
+                OR oid = (SELECT datdba FROM pg_database WHERE datname = current_database()))) AS keeps FROM given) AS g
+            WHERE grantee <> owner AND (is_grantable OR NOT keeps)
+                AND grantee NOT IN ('balance_owner'::regrole, 'balance_service'::regrole, 'balance_auditor'::regrole)
+        LOOP
+            IF look = 2 THEN
+                RAISE EXCEPTION '% may not take away what % has on %', current_user, foreign_right.grantee, foreign_right.what
+                    USING HINT = 'Run this file as a superuser.';
+            END IF;
+            EXECUTE format('REVOKE %s %s ON %s FROM %s CASCADE', CASE WHEN foreign_right.keeps THEN 'GRANT OPTION FOR' END,
+                foreign_right.rights, foreign_right.what, foreign_right.grantee);
+        END LOOP;
     END LOOP;
 END
 $$;

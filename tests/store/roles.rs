@@ -19,7 +19,7 @@ const FILL: &str = "INSERT INTO changes_history (user_id, timestamp, seq, balanc
      INSERT INTO balance VALUES ('a', 1, 1, now(), 1); INSERT INTO balance_checkpoints VALUES ('a', now(), 1, 1, 1)";
 
 /// What would rewrite the history or change the schema.
-const FORBIDDEN: [&str; 34] = [
+const FORBIDDEN: [&str; 35] = [
     "UPDATE changes_history SET balance_change = 1000000",
     "UPDATE changes_history SET context = 'another'",
     "INSERT INTO changes_history SELECT * FROM changes_history \
@@ -54,6 +54,7 @@ const FORBIDDEN: [&str; 34] = [
     "CREATE SCHEMA mine",
     "CREATE ROLE mine",
     "SET ROLE balance_owner",
+    "SET ROLE pg_database_owner",
     "INSERT INTO __diesel_schema_migrations (version) VALUES ('forged')",
     "DELETE FROM __diesel_schema_migrations",
 ];
@@ -62,10 +63,23 @@ const FORBIDDEN: [&str; 34] = [
 const RIGHTS: &str = "SELECT format('%s of %s: %s %s', c.relname, c.relowner::regrole, a.grantee::regrole, a.privilege_type) \
      FROM pg_class c CROSS JOIN aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) a \
      WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' ORDER BY 1";
+/// Those on their columns, on the schema, on the database, and on tables of the future.
+const RIGHTS_AROUND: &str = "SELECT format('%s: %s %s %s', what, grantee::regrole, privilege_type, is_grantable) FROM ( \
+         SELECT 'column ' || attname AS what, a.* FROM pg_attribute CROSS JOIN aclexplode(attacl) a \
+             WHERE attrelid IN (SELECT oid FROM pg_class WHERE relnamespace = 'public'::regnamespace) \
+         UNION ALL SELECT 'schema', a.* FROM pg_namespace CROSS JOIN aclexplode(nspacl) a WHERE nspname = 'public' \
+         UNION ALL SELECT 'database', a.* FROM pg_database CROSS JOIN aclexplode(datacl) a \
+             WHERE datname = current_database() \
+         UNION ALL SELECT 'default', a.* FROM pg_default_acl CROSS JOIN aclexplode(defaclacl) a \
+             WHERE a.grantee <> defaclrole) AS r ORDER BY 1";
+
+async fn listed(client: &Client, query: &str) -> Vec<String> {
+    let rows = client.query(query, &[]).await.unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
 
 async fn rights(client: &Client) -> Vec<String> {
-    let rows = client.query(RIGHTS, &[]).await.unwrap();
-    rows.iter().map(|row| row.get(0)).collect()
+    listed(client, RIGHTS).await
 }
 
 async fn expect_refused(client: &Client, statements: &[&str]) {
@@ -80,6 +94,19 @@ async fn expect_refused(client: &Client, statements: &[&str]) {
             "{statement}: {error:?}"
         );
     }
+}
+
+/// The file within a transaction of the caller's.
+fn unfinished() -> String {
+    ROLES.replace("\nBEGIN;\n", "\n").replace("\nCOMMIT;\n", "\n")
+}
+
+/// What the file objects to, and the statements that mend it.
+async fn refusal(client: &Client) -> (String, String) {
+    let error = client.batch_execute(ROLES).await.unwrap_err();
+    let error = error.as_db_error().unwrap();
+    let (_, statements) = error.hint().unwrap().split_once('\n').unwrap();
+    (error.message().to_owned(), statements.to_owned())
 }
 
 /// A migrated database with something in it, on which the file was run twice.
@@ -167,12 +194,104 @@ async fn rights_that_were_given_beside_the_file_are_taken_away_or_refused() {
         "ALTER ROLE balance_service CREATEROLE",
         "GRANT balance_owner TO balance_service",
     ] {
-        client.batch_execute(&format!("BEGIN; {give}")).await.unwrap();
-        let error = client.batch_execute(ROLES).await.expect_err(give);
-        let message = error.as_db_error().unwrap().message();
+        client
+            .batch_execute(&format!("BEGIN; {give}; SAVEPOINT given"))
+            .await
+            .unwrap();
+        let (message, statements) = refusal(&client).await;
         assert!(message.contains("balance_service"), "{message}");
+        client.batch_execute("ROLLBACK TO given").await.unwrap();
+        client.batch_execute(&statements).await.unwrap();
+        client.batch_execute(&unfinished()).await.unwrap();
         client.batch_execute("ROLLBACK").await.unwrap();
     }
+}
+
+/// Whoever owns the database may do all with it.
+#[tokio::test]
+async fn a_database_that_belongs_to_a_replicas_role_is_refused_with_the_statements_that_mend_it() {
+    let expected = rights(&fresh_database().await.client().await).await;
+    for role in [Role::Service, Role::Auditor] {
+        let database = fresh_database().await;
+        let client = database.client().await;
+        let (name, owner) = (&database.name, role.name());
+        let alone = format!(
+            "DROP SCHEMA public CASCADE; CREATE SCHEMA public AUTHORIZATION {owner}; ALTER DATABASE {name} OWNER TO {owner}"
+        );
+        client.batch_execute(&alone).await.unwrap();
+        migrate(&database.config_as(role, 1)).await.unwrap();
+        let own = database.client_as(role).await;
+        let make = format!("{FILL}; CREATE VIEW mine AS SELECT 1 AS one; SELECT lo_create(0)");
+        own.batch_execute(&make).await.unwrap();
+
+        let (message, statements) = refusal(&client).await;
+        client.batch_execute("ROLLBACK").await.unwrap();
+        for what in ["the database", "the schema public", "view mine"] {
+            assert!(message.contains(&format!("{owner} owns {what}")), "{message}");
+        }
+        client.batch_execute(&statements).await.unwrap();
+
+        client.batch_execute("DROP VIEW mine").await.unwrap();
+        for _ in 0..2 {
+            database.set_up_roles().await;
+            assert_eq!(rights(&client).await, expected);
+        }
+        expect_refused(&own, &FORBIDDEN).await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_replicas_role_is_a_member_of_it_never_inherits() {
+    let client = filled().await.client().await;
+    // Never committed, since the role is the whole server's.
+    let give = "BEGIN; ALTER ROLE balance_service INHERIT";
+    client.batch_execute(give).await.unwrap();
+    client.batch_execute(&unfinished()).await.unwrap();
+    let inherits = "SELECT rolname::text FROM pg_roles WHERE rolname LIKE 'balance\\_%' AND rolinherit";
+    assert_eq!(listed(&client, inherits).await, [""; 0]);
+    client.batch_execute("ROLLBACK").await.unwrap();
+}
+
+#[tokio::test]
+async fn rights_that_another_role_was_given_are_taken_away() {
+    let database = filled().await;
+    let client = database.client().await;
+    let expected = (rights(&client).await, listed(&client, RIGHTS_AROUND).await);
+    let make = "DO $$ BEGIN CREATE ROLE guest; EXCEPTION WHEN duplicate_object THEN NULL; END $$";
+    client.batch_execute(make).await.unwrap();
+    let database_right = format!("GRANT CREATE, TEMPORARY ON DATABASE {} TO guest", database.name);
+    let gifts = [
+        "GRANT ALL ON changes_history TO guest",
+        "GRANT SELECT ON __diesel_schema_migrations TO guest",
+        "GRANT UPDATE (balance_change), SELECT (context) ON changes_history TO guest",
+        "GRANT UPDATE (balance) ON balance TO PUBLIC",
+        "GRANT CREATE ON SCHEMA public TO guest",
+        &database_right,
+        "ALTER DEFAULT PRIVILEGES FOR ROLE balance_owner GRANT ALL ON TABLES TO guest",
+        "ALTER DEFAULT PRIVILEGES FOR ROLE balance_owner IN SCHEMA public GRANT ALL ON TABLES TO balance_service",
+        // Handed on, from one to the next.
+        "GRANT DELETE ON balance TO guest WITH GRANT OPTION; SET ROLE guest; \
+             GRANT DELETE ON balance TO balance_service; RESET ROLE",
+        "GRANT SELECT ON balance TO balance_auditor WITH GRANT OPTION; SET ROLE balance_auditor; \
+             GRANT SELECT ON balance TO guest; RESET ROLE",
+        "GRANT CREATE ON SCHEMA public TO balance_owner WITH GRANT OPTION; SET ROLE balance_owner; \
+             GRANT CREATE ON SCHEMA public TO guest; RESET ROLE",
+    ];
+    let around = async || (rights(&client).await, listed(&client, RIGHTS_AROUND).await);
+    for gift in gifts {
+        client.batch_execute(gift).await.unwrap();
+        assert_ne!(around().await, expected, "{gift}");
+        database.set_up_roles().await;
+        assert_eq!(around().await, expected, "{gift}");
+    }
+    client.batch_execute(&gifts.join("; ")).await.unwrap();
+    for _ in 0..2 {
+        database.set_up_roles().await;
+        assert_eq!(around().await, expected);
+    }
+    client.batch_execute("SET SESSION AUTHORIZATION guest").await.unwrap();
+    expect_refused(&client, &FORBIDDEN).await;
+    expect_refused(&client, &["SELECT FROM balance", "SELECT FROM changes_history"]).await;
 }
 
 #[tokio::test]
@@ -211,6 +330,7 @@ async fn the_owner_of_a_database_who_may_make_roles_can_run_the_files_as_they_ar
     let (superuser, connection) = tokio_postgres::connect(&postgres.url("postgres"), NoTls).await.unwrap();
     tokio::spawn(connection);
     for statement in [
+        "CREATE ROLE guest",
         "CREATE ROLE admin LOGIN CREATEROLE",
         "CREATE DATABASE ledger OWNER admin",
     ] {
@@ -218,7 +338,12 @@ async fn the_owner_of_a_database_who_may_make_roles_can_run_the_files_as_they_ar
     }
 
     let database = Database::of(&postgres, "ledger");
-    for _ in 0..2 {
+    for run in 0..3 {
+        if run == 2 {
+            let give = "GRANT ALL ON changes_history TO guest; GRANT CREATE ON SCHEMA public TO guest; \
+                 GRANT TEMPORARY ON DATABASE ledger TO guest";
+            database.client().await.batch_execute(give).await.unwrap();
+        }
         let env = concat!(env!("CARGO_MANIFEST_DIR"), "/env");
         let psql = Command::new(postgres.bin_dir().join("psql"))
             .args(["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1"])
@@ -240,6 +365,9 @@ async fn the_owner_of_a_database_who_may_make_roles_can_run_the_files_as_they_ar
         migrate(&database.config_as(Role::Owner, 1)).await.unwrap();
     }
     expect_refused(&database.client_as(Role::Service).await, &FORBIDDEN).await;
+    let guest = database.client().await;
+    guest.batch_execute("SET SESSION AUTHORIZATION guest").await.unwrap();
+    expect_refused(&guest, &FORBIDDEN).await;
 
     // Over TCP a password is asked for.
     let connect = async |role: Role, password: &str| {
