@@ -2,9 +2,12 @@
 //! field, what it may hold and an example.
 
 use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use futures_util::stream::once;
 use poem::http::{HeaderMap, header};
 use poem::{Body, Request, RequestBody};
 use poem_openapi::registry::{MetaMediaType, MetaRequest, Registry};
@@ -88,6 +91,38 @@ pub async fn discard(headers: &HeaderMap, body: Body) {
     if !headers.contains_key(header::EXPECT) {
         // Whatever comes of it, the answer is another.
         let _ = timeout(DISCARD_TIME, take(headers, body)).await;
+    }
+}
+
+/// For a request whose client waits to be told to go on: whether it has been, which it is when the body is read. One that has
+/// not may send the body or not, so that nobody knows where its next request begins.
+#[derive(Clone)]
+pub struct Awaited(Arc<AtomicBool>);
+
+impl Awaited {
+    /// Takes note of when the body is read; nothing for other requests.
+    pub fn watch(request: &mut Request) -> Option<Self> {
+        if !request.headers().contains_key(header::EXPECT) {
+            return None;
+        }
+        let body = request.take_body();
+        if body.is_empty() {
+            request.set_body(body);
+            return None;
+        }
+        let awaited = Self(Arc::new(AtomicBool::new(true)));
+        let ended = awaited.clone();
+        let body = once(async move {
+            ended.0.store(false, Ordering::Relaxed);
+            body.into_bytes_stream()
+        });
+        request.set_body(Body::from_bytes_stream(body.flatten()));
+        Some(awaited)
+    }
+
+    /// Whether the client still waits.
+    pub fn is_so(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }
 

@@ -11,12 +11,15 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use poem::http::HeaderValue;
+use poem::http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use poem_openapi::types::ToJSON;
 use prometheus::IntGauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::headers;
 use super::phase::Phase;
 use super::problem::{Code, PROBLEM_JSON, Problem};
 use super::stream::{Forced, Stream};
@@ -297,12 +300,17 @@ pub fn last_answer(problem: &Problem) -> Vec<u8> {
     let (status, body) = (problem.status(), problem.to_json_string());
     let id = RequestContext::new_id();
     tracing::debug!(request_id = &*id, %status, "answered before there was a request");
-    let retry_after = problem
-        .retry_after()
-        .map_or(String::new(), |seconds| format!("retry-after: {seconds}\r\n"));
-    format!(
-        "HTTP/1.1 {status}\r\ncontent-type: {PROBLEM_JSON}\r\n{X_REQUEST_ID}: {id}\r\n{retry_after}content-length: {}\r\nconnection: close\r\n\r\n{body}",
-        body.len()
-    )
-    .into_bytes()
+    let mut headers = headers::protection();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+    headers.insert(CONTENT_LENGTH, body.len().into());
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    if let Some(seconds) = problem.retry_after() {
+        headers.insert(RETRY_AFTER, HeaderValue::from_static(seconds));
+    }
+    let mut answer = format!("HTTP/1.1 {status}\r\n{X_REQUEST_ID}: {id}\r\n").into_bytes();
+    for (name, value) in &headers {
+        answer.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    }
+    answer.extend([b"\r\n", body.as_bytes()].concat());
+    answer
 }

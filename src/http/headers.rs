@@ -23,6 +23,13 @@ pub fn protect(headers: &mut HeaderMap, route: Option<&KnownRoute>) {
     }
 }
 
+/// Those of an answer that belongs to no path.
+pub fn protection() -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    protect(&mut headers, None);
+    headers
+}
+
 /// The policy of a page that has all it needs in it: exactly its own scripts and style sheets, by their hashes, and requests
 /// to the service itself.
 pub fn policy_of_page(page: &str) -> HeaderValue {

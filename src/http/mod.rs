@@ -33,7 +33,7 @@ pub use routes::Offer;
 
 use api::Api;
 use authorization::Authorization;
-use body::BodyTime;
+use body::{Awaited, BodyTime};
 use exchange::Exchange;
 use problem::{Code, Problem};
 use routes::{Audience, KnownRoute};
@@ -140,6 +140,7 @@ impl Gate {
     async fn answer<E: Endpoint>(&self, routes: &E, mut request: Request) -> Response {
         let route = self.offer.route_of(request.uri().path());
         let exchange = Exchange::begin(&request, route, &self.metrics);
+        let awaited = Awaited::watch(&mut request);
         let context = exchange.request();
         // A future of several kilobytes; the scope is given a pointer, not the future, so that it is never copied.
         let work = pin!(async move {
@@ -148,6 +149,11 @@ impl Gate {
                 Err(refusal) => refusal,
             };
             headers::protect(response.headers_mut(), route);
+            // hyper closes the connection after such an answer, and says so to nobody.
+            if awaited.is_some_and(|awaited| awaited.is_so()) {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+            }
             exchange.end(&mut response);
             response
         });

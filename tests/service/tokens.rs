@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
 use reqwest::header::HeaderMap;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::yield_now;
 
 use crate::support::client::{Answer, ServiceClient, answer, change};
@@ -221,6 +222,39 @@ async fn nothing_of_a_request_is_looked_at_before_its_token() {
     answer(client.request("DELETE", "/changeBalance"))
         .await
         .expect_problem(405, "method_not_allowed");
+}
+
+#[tokio::test]
+async fn a_client_that_waits_to_send_its_body_is_told_when_nothing_more_is_taken_on_the_connection() {
+    let guarded = Guarded::start().await;
+    let url = &guarded.world.replica.url;
+    let head = |fields: &str| {
+        format!("POST /changeBalance HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\nexpect: 100-continue\r\n{fields}\r\n")
+    };
+    let token = format!("authorization: Bearer {BOTH}\r\n");
+    for (fields, status) in [
+        (String::new(), 401),
+        (format!("authorization: Bearer {READER}\r\n"), 403),
+        (format!("{token}content-type: text/plain\r\n"), 415),
+    ] {
+        let mut stream = raw::send(url, head(&fields).as_bytes()).await;
+        let answered = raw::until_closed(&mut stream).await.unwrap();
+        assert_eq!(answered.status, status, "{}", answered.head);
+        assert!(answered.head.contains("\r\nconnection: close"), "{}", answered.head);
+    }
+    // One that has been told to go on can go on with the next request too.
+    let head = head(&format!("{token}content-type: application/json\r\n"));
+    let mut stream = raw::send(url, head.as_bytes()).await;
+    let mut told = [0; b"HTTP/1.1 100 Continue\r\n\r\n".len()];
+    stream.read_exact(&mut told).await.unwrap();
+    assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
+    let next = b"{GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    stream.write_all(next).await.unwrap();
+    let answered = raw::until_closed(&mut stream).await.unwrap();
+    assert_eq!(answered.status, 400, "{}", answered.head);
+    assert!(!answered.head.contains("connection: close"), "{}", answered.head);
+    let rest = String::from_utf8_lossy(&answered.body);
+    assert!(rest.contains("HTTP/1.1 200 OK"), "{rest}");
 }
 
 #[tokio::test]

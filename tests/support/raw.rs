@@ -20,6 +20,19 @@ impl RawAnswer {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.body)))
     }
+
+    /// Expects what every answer tells browsers and proxies, each once.
+    pub fn expect_protection(&self) {
+        for line in [
+            "x-content-type-options: nosniff",
+            "referrer-policy: no-referrer",
+            "cache-control: no-store",
+            "content-security-policy: default-src 'none'; frame-ancestors 'none'",
+        ] {
+            let count = self.head.lines().filter(|found| *found == line).count();
+            assert_eq!(count, 1, "{line}: {}", self.head);
+        }
+    }
 }
 
 /// Sends the bytes, and leaves the connection open.

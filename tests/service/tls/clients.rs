@@ -140,6 +140,7 @@ async fn a_head_that_drips_in_over_tls_is_answered_408() {
     let mut stream = service.connect().await;
     stream.write_all(b"GET /livez HTTP/1.1\r\nho").await.unwrap();
     let told = raw::until_closed(&mut stream).await.expect("an answer");
+    told.expect_protection();
     assert_eq!(
         (told.status, told.json()["code"].as_str()),
         (408, Some("request_timeout"))
@@ -150,6 +151,7 @@ async fn a_head_that_drips_in_over_tls_is_answered_408() {
         let mut stream = service.connect().await;
         stream.write_all(bytes).await.unwrap();
         let told = raw::until_closed(&mut stream).await.expect("an answer");
+        told.expect_protection();
         assert_eq!(
             (told.status, told.json()["code"].as_str()),
             (400, Some("invalid_request"))
@@ -171,6 +173,7 @@ async fn a_request_without_tls_is_told_to_use_https_and_gets_nothing_else() {
     for request in [small, large.concat(), b"EHLO\r\n".to_vec()] {
         let told = raw::exchange(&plain, &request).await.expect("an answer");
         assert_eq!(told.status, 400);
+        told.expect_protection();
         assert!(told.head.contains("content-type: application/problem+json"), "{told:?}");
         assert!(told.json()["detail"].as_str().unwrap().contains("https"), "{told:?}");
     }
@@ -196,6 +199,11 @@ async fn encrypted_clients_beyond_the_limit_on_connections_are_answered_503() {
     for _ in 0..5 {
         let refused = answer(service.fresh_client().get("/livez")).await;
         refused.expect_problem(503, "overloaded");
+        let refused = raw::until_closed(&mut service.connect().await)
+            .await
+            .expect("an answer");
+        assert_eq!(refused.status, 503);
+        refused.expect_protection();
     }
     drop((inside, silent));
     let began = Instant::now();
