@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io;
 
-use rustls::CertificateError;
+use rustls::{CertificateError, OtherError};
 
 /// Why the other side was not trusted, or did not take part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -11,7 +11,7 @@ pub enum TlsFailure {
     /// The server speaks plain text only.
     #[error("the server offers no TLS")]
     NotOffered,
-    /// No trusted authority has signed the server's certificate.
+    /// No trusted authority has signed the server's certificate as a server's; it may have signed itself.
     #[error("the server's certificate is not signed by a trusted authority")]
     Untrusted,
     /// The certificate does not name the host that was asked for.
@@ -72,6 +72,7 @@ impl From<&rustls::Error> for TlsFailure {
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => Self::WrongName,
                 CertificateError::Expired | CertificateError::ExpiredContext { .. } => Self::Expired,
                 CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => Self::NotYetValid,
+                CertificateError::Other(error) if is_authoritys_own(error) => Self::Untrusted,
                 // The enum is open; whatever else is wrong with it, it was not verified.
                 _ => Self::Unusable,
             },
@@ -80,4 +81,10 @@ impl From<&rustls::Error> for TlsFailure {
             _ => Self::Handshake,
         }
     }
+}
+
+/// Whether an authority's certificate was shown as a server's, which is what `openssl req -x509` makes of one that has signed
+/// itself. rustls has no name for it.
+fn is_authoritys_own(OtherError(error): &OtherError) -> bool {
+    matches!(error.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
 }

@@ -1,6 +1,6 @@
 use super::file;
 use crate::support::approver::TestApprover;
-use crate::support::certificates::Authority;
+use crate::support::certificates::{Authority, self_signed};
 use crate::support::client::{ServiceClient, change};
 use crate::support::postgres::fresh_database;
 use crate::support::replica::{Replica, ReplicaOptions, Scratch};
@@ -46,6 +46,13 @@ async fn an_approver_that_is_not_the_one_that_is_trusted_is_never_asked_and_the_
             Some(&ca),
             "not signed by a trusted authority",
         ),
+        // Without an authority at all, and an authority itself.
+        (
+            self_signed(&["127.0.0.1"]),
+            Some(&ca),
+            "not signed by a trusted authority",
+        ),
+        (self_signed(&["127.0.0.1"]), None, "not signed by a trusted authority"),
         (authority.sign(&["elsewhere.test"]), Some(&ca), "for another name"),
         (expired, Some(&ca), "has expired"),
         // The system does not know it.

@@ -174,6 +174,12 @@ async fn a_replica_whose_postgresql_shows_an_expired_certificate_says_so_and_com
         );
         let output = run("migrate", &[("DATABASE_URL", &url)]).await;
         assert_eq!(output.status.success(), is_trusted, "{output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(
+            said.contains("not signed by a trusted authority"),
+            !is_trusted,
+            "{said}"
+        );
     }
     let url = server.url(
         "127.0.0.1",
