@@ -9,11 +9,11 @@
 //! the [`operations_log`]. Reads go the same way. [`replica`] wires these parts together and takes them apart;
 //! [`telemetry`] knows for which request something is done, and is the process's log and traces; [`metrics`] counts.
 //! [`commands`] are the program's subcommands; [`dev`] is what `balance dev` brings along; [`tls`] is how connections are
-//! encrypted, whoever opens them.
+//! encrypted, whoever opens them; [`small_file`] reads the files that settings name.
 //!
 //! # What is never so
 //!
-//! - Imports point up this list only, and a test reads them: `causes`, `domain`, `tls`, `version`; `config`; `telemetry`;
+//! - Imports point up this list only, and a test reads them: `small_file`; `causes`, `domain`, `tls`, `version`; `config`; `telemetry`;
 //!   `metrics`, `retry`; `store`, `approver`, `operations_log`, `tokens`; `verify`; `ledger`; `service`; `http`; `dev`;
 //!   `replica`; `commands`.
 //! - The domain does no I/O and reads no clock.
@@ -34,6 +34,7 @@ pub mod operations_log;
 pub mod replica;
 pub mod retry;
 pub mod service;
+pub mod small_file;
 pub mod store;
 pub mod telemetry;
 pub mod tls;

@@ -2,9 +2,13 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use balance::commands::Cli;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// How long threads may go on when the command has ended.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let cli = match Cli::from_environment() {
@@ -19,7 +23,10 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error, ExitCode::FAILURE),
     };
-    match runtime.block_on(cli.run()) {
+    let ended = runtime.block_on(cli.run());
+    // What matters has ended; a call to a file system that is away may not have.
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
+    match ended {
         Ok(code) => code,
         Err(error) => fail(&error, error.exit_code()),
     }

@@ -216,7 +216,7 @@ fn bind(variable: &'static str, config: &HttpConfig, request_time: Duration) -> 
     })
 }
 
-/// Blocks for as long as it takes to read a small file; nothing else goes on yet.
+/// Blocks until a small file is read, for a limited time; nothing else goes on yet.
 fn open_tokens(file: Option<&Path>) -> Result<Option<Arc<Tokens>>, TokensError> {
     let tokens = file.map(Tokens::open).transpose()?;
     Ok(tokens.map(Arc::new))
@@ -271,7 +271,7 @@ async fn reopen_at(mut hangup: Signal, log: OperationsLog) {
 }
 
 /// At each SIGHUP, reads the tokens again, one reading after the other, so that the last one counts. A file that does not
-/// answer holds up nothing else.
+/// answer is given up, and holds up nothing else.
 async fn reload_at(mut hangup: Signal, tokens: Option<Arc<Tokens>>, metrics: Arc<Metrics>) {
     let Some(tokens) = tokens else {
         return;

@@ -311,7 +311,7 @@ mod tests {
                 path.display()
             ))
             .unwrap_err();
-            let expected = format!("DATABASE_URL: {} {said}", path.display());
+            let expected = format!("DATABASE_URL: {path:?} {said}");
             assert!(error.starts_with(&expected), "{error}");
         }
     }

@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::metrics::{Metrics, TlsMetrics};
-use crate::tls::{Expiry, ServerTls};
+use crate::tls::{CertificateTerms, ServerTls};
 
 /// The certificate, and what is told of it.
 pub struct Certificate {
@@ -18,22 +18,22 @@ impl Certificate {
             metrics: metrics.tls(),
             tls,
         };
-        certificate.show(certificate.tls.expiry());
+        certificate.show(certificate.tls.terms());
         certificate
     }
 
-    /// Reads it again. One that cannot be used changes nothing.
+    /// Reads it again. One that cannot be used, or a file that does not answer in its time, changes nothing.
     pub async fn reload(&self) {
         let tls = self.tls.clone();
         // Only a panic ends the task early.
         match tokio::task::spawn_blocking(move || tls.reload()).await {
-            Ok(Ok(expiry)) => {
+            Ok(Ok(terms)) => {
                 self.metrics.reload_failed.set(0);
                 tracing::info!(
-                    not_after = expiry.not_after,
+                    not_after = terms.not_after,
                     "the certificate of the service was read again"
                 );
-                self.show(expiry);
+                self.show(terms);
             }
             Ok(Err(error)) => {
                 self.metrics.reload_failed.set(1);
@@ -46,12 +46,21 @@ impl Certificate {
         }
     }
 
-    fn show(&self, expiry: Expiry) {
-        let not_after = i64::try_from(expiry.not_after).unwrap_or(i64::MAX);
+    /// Files that clients will not take are not refused: some do, and clocks differ.
+    fn show(&self, terms: CertificateTerms) {
+        let not_after = i64::try_from(terms.not_after).unwrap_or(i64::MAX);
         self.metrics.not_after.set(not_after);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        if expiry.not_after < now.as_secs() {
+        if terms.not_after < now.as_secs() {
             tracing::warn!("the certificate of the service has expired: clients refuse it");
+        }
+        if terms.not_before > now.as_secs() {
+            tracing::warn!("the certificate of the service is not valid yet: clients refuse it");
+        }
+        if !terms.names_a_host {
+            tracing::warn!(
+                "the certificate of the service has no subject alternative name with a host or an address: clients refuse it"
+            );
         }
     }
 }

@@ -1,20 +1,21 @@
 //! Certificates and keys as PEM files.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// The largest file that is read; the authorities of a whole system take a quarter of it.
-const MOST_BYTES: u64 = 1024 * 1024;
+use crate::small_file;
+
+/// Where a key that has a passphrase says so: in the older form of OpenSSL as a header, in PKCS #8 as its kind.
+const ENCRYPTED: [&[u8]; 2] = [b"Proc-Type: 4,ENCRYPTED", b"-----BEGIN ENCRYPTED PRIVATE KEY-----"];
 
 /// Why a file cannot be used. The message is one line that names the file, and shows nothing of a key.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsFileError {
     /// It cannot be read.
-    #[error("{} cannot be read: {source}", path.display())]
+    #[error("{path:?} cannot be read: {source}")]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -22,7 +23,7 @@ pub enum TlsFileError {
         source: io::Error,
     },
     /// It is not PEM.
-    #[error("{} is not PEM: {reason}", path.display())]
+    #[error("{path:?} is not PEM: {reason}")]
     NotPem {
         /// The file.
         path: PathBuf,
@@ -30,7 +31,7 @@ pub enum TlsFileError {
         reason: &'static str,
     },
     /// It is PEM, without what is looked for.
-    #[error("{} holds no {what}", path.display())]
+    #[error("{path:?} holds no {what}")]
     Empty {
         /// The file.
         path: PathBuf,
@@ -38,7 +39,7 @@ pub enum TlsFileError {
         what: &'static str,
     },
     /// What it holds cannot be used.
-    #[error("{} holds a {what} that cannot be used: {reason}", path.display())]
+    #[error("{path:?} holds a {what} that cannot be used: {reason}")]
     Unusable {
         /// The file.
         path: PathBuf,
@@ -62,20 +63,23 @@ pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
 
 /// The first private key of a file.
 pub(super) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsFileError> {
-    const WHAT: &str = "private key without a passphrase";
-    PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|error| unlike_pem(path, WHAT, error))
+    const WHAT: &str = "private key";
+    let text = read(path)?;
+    PrivateKeyDer::from_pem_slice(&text).map_err(|error| {
+        let holds = |mark: &&[u8]| text.windows(mark.len()).any(|window| window == *mark);
+        if !ENCRYPTED.iter().any(holds) {
+            return unlike_pem(path, WHAT, error);
+        }
+        TlsFileError::Unusable {
+            path: path.to_owned(),
+            what: WHAT,
+            reason: "it is encrypted with a passphrase".to_owned(),
+        }
+    })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsFileError> {
-    let read = || {
-        let mut bytes = Vec::new();
-        File::open(path)?.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > MOST_BYTES {
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 1 MiB"));
-        }
-        Ok(bytes)
-    };
-    read().map_err(|source| TlsFileError::Unreadable {
+    small_file::read(path).map_err(|source| TlsFileError::Unreadable {
         path: path.to_owned(),
         source,
     })

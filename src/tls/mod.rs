@@ -14,7 +14,7 @@ use rustls::crypto::CryptoProvider;
 
 pub use failure::TlsFailure;
 pub use files::TlsFileError;
-pub use server::{Expiry, ServerFiles, ServerTls, ServerTlsError};
+pub use server::{CertificateTerms, ServerFiles, ServerTls, ServerTlsError};
 pub use trust::{ClientIdentity, NoSystemRoots, Roots, Verification, client_config};
 
 /// The one provider of cryptography.

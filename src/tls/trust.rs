@@ -226,7 +226,7 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-fn read(certificate: &CertificateDer<'_>) -> Result<Certificate, CertificateError> {
+pub(super) fn read(certificate: &CertificateDer<'_>) -> Result<Certificate, CertificateError> {
     Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding)
 }
 
@@ -240,10 +240,4 @@ fn verify_dates(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), C
     } else {
         Ok(())
     }
-}
-
-/// When a certificate's time is over, in seconds since 1970-01-01T00:00:00Z.
-pub(super) fn not_after(certificate: &CertificateDer<'_>) -> Result<u64, CertificateError> {
-    let validity = read(certificate)?.tbs_certificate.validity;
-    Ok(validity.not_after.to_unix_duration().as_secs())
 }

@@ -177,7 +177,7 @@ mod tests {
         let text: String = (0..MAX_TOKENS).map(line).collect();
         assert_eq!(parse(text.as_bytes()).unwrap().len(), MAX_TOKENS);
         let text = text + &line(MAX_TOKENS);
-        assert!(text.len() as u64 <= crate::tokens::MAX_FILE_BYTES, "{}", text.len());
+        assert!(text.len() as u64 <= crate::small_file::MAX_BYTES, "{}", text.len());
         assert_eq!(parse(text.as_bytes()), Err(InvalidList::TooMany { line: 10_001 }));
     }
 }

@@ -10,20 +10,17 @@
 mod list;
 mod table;
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
 use sha2::{Digest, Sha256};
 
 use crate::domain::CallerName;
+use crate::small_file;
 use table::Table;
 
 pub use list::{InvalidList, MAX_TOKENS};
-
-/// The longest file that is read.
-pub const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// The SHA-256 of a token.
 type TokenDigest = [u8; 32];
@@ -96,7 +93,7 @@ pub struct Grant {
 #[derive(Debug, thiserror::Error)]
 pub enum TokensError {
     /// It cannot be read.
-    #[error("{}: {source}; give a file with one token a line: name, SHA-256 in hex, scopes", path.display())]
+    #[error("{path:?}: {source}; give a file with one token a line: name, SHA-256 in hex, scopes")]
     Unreadable {
         /// As it was given.
         path: PathBuf,
@@ -104,7 +101,7 @@ pub enum TokensError {
         source: io::Error,
     },
     /// It is no list of tokens.
-    #[error("{}: {reason}", path.display())]
+    #[error("{path:?}: {reason}")]
     Invalid {
         /// As it was given.
         path: PathBuf,
@@ -169,7 +166,8 @@ fn digest(token: &[u8]) -> TokenDigest {
 }
 
 fn read(path: &Path) -> Result<Table, TokensError> {
-    let text = read_text(path).map_err(|source| TokensError::Unreadable {
+    // Text that is not UTF-8 is no error yet: the line that holds it is named.
+    let text = small_file::read(path).map_err(|source| TokensError::Unreadable {
         path: path.to_owned(),
         source,
     })?;
@@ -178,18 +176,4 @@ fn read(path: &Path) -> Result<Table, TokensError> {
         reason,
     })?;
     Ok(Table::new(listed))
-}
-
-/// Text that is not UTF-8 is no error here: the line that holds it is named.
-fn read_text(path: &Path) -> io::Result<Vec<u8>> {
-    // Opening a pipe would wait for someone to write to it, and it could not be read again.
-    if !path.metadata()?.is_file() {
-        return Err(io::Error::other("not a regular file"));
-    }
-    let mut text = Vec::new();
-    File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut text)?;
-    if text.len() as u64 > MAX_FILE_BYTES {
-        return Err(io::Error::other("longer than a mebibyte"));
-    }
-    Ok(text)
 }

@@ -3,6 +3,7 @@
 mod approver;
 mod clients;
 mod database;
+mod files;
 mod service;
 
 use std::path::Path;

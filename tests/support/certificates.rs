@@ -46,8 +46,18 @@ impl Authority {
 
     /// A server's certificate for these names, valid from yesterday for so long.
     pub fn sign_for(&self, names: &[&str], valid: Duration) -> Certificate {
+        self.sign_from(names, time::OffsetDateTime::now_utc() - time::Duration::DAY, valid)
+    }
+
+    /// A server's certificate for these names, valid for a day that begins after so long.
+    pub fn sign_later(&self, names: &[&str], after: Duration) -> Certificate {
+        let day = Duration::from_secs(86_400);
+        self.sign_from(names, time::OffsetDateTime::now_utc() + after, day)
+    }
+
+    fn sign_from(&self, names: &[&str], begin: time::OffsetDateTime, valid: Duration) -> Certificate {
         let mut parameters = parameters("a server", names);
-        parameters.not_before = time::OffsetDateTime::now_utc() - time::Duration::DAY;
+        parameters.not_before = begin;
         parameters.not_after = parameters.not_before + valid;
         parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         self.signed(&parameters)

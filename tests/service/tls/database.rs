@@ -97,7 +97,7 @@ async fn every_connection_to_postgresql_is_encrypted_and_whoever_is_not_the_trus
         );
         let line = refused(command, &[("DATABASE_URL", &url)]).await;
         assert!(
-            line.contains("DATABASE_URL: ") && line.contains("missing.pem cannot be read"),
+            line.contains("DATABASE_URL: ") && line.contains("missing.pem\" cannot be read"),
             "{line}"
         );
     }

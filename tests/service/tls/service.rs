@@ -1,4 +1,5 @@
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -110,8 +111,13 @@ impl Encrypted {
         String::from_utf8(answer).unwrap()
     }
 
+    /// The path of `service.pem` or `service.key`.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.scratch.0.join(name)
+    }
+
     /// Puts another certificate in the place of the one that is shown; `key` may be another one's.
-    fn replace(&self, chain: &str, key: &str) {
+    pub fn replace(&self, chain: &str, key: &str) {
         file(&self.scratch, "service.pem", chain);
         file(&self.scratch, "service.key", key);
     }

@@ -16,7 +16,7 @@ async fn refused_start(prepare: impl FnOnce(&PathBuf)) -> String {
     let mut replica = options.set("API_TOKENS_FILE", list.to_str().unwrap()).spawn();
     let said = replica.said("balance: ").await;
     assert_eq!(replica.ended().await.code(), Some(1));
-    let place = format!("balance: API_TOKENS_FILE: {}: ", list.display());
+    let place = format!("balance: API_TOKENS_FILE: {list:?}: ");
     let reason = said.strip_prefix(&place).unwrap_or_else(|| panic!("{said}"));
     assert!(!said.contains(&sha256(READER)[..16]), "{said}");
     reason.to_owned()
