@@ -21,6 +21,13 @@ def metadata(targets):
     return json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
 
 
+def allowed_for(crate, licenses):
+    """The licenses that a crate may have: those of all, and its own exceptions."""
+    exceptions = licenses.get("exceptions", [])
+    own = [license for exception in exceptions if exception["crate"] == crate for license in exception["allow"]]
+    return set(licenses["allow"]) | set(own)
+
+
 def is_allowed(expression, allowed):
     """Whether an SPDX expression can be met with these licenses: any side of an OR, both of an AND. The slash of old
     manifests is an OR."""
@@ -62,7 +69,7 @@ def faults_of(package, policy):
     expression = package["license"]
     if not expression:
         yield f"{name}: its manifest names no license"
-    elif not is_allowed(expression, set(policy["licenses"]["allow"])):
+    elif not is_allowed(expression, allowed_for(package["name"], policy["licenses"])):
         yield f"{name}: {expression} is not allowed"
     for ban in policy["bans"]["deny"]:
         if ban["crate"] == package["name"]:

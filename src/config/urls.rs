@@ -80,7 +80,7 @@ impl fmt::Debug for DatabaseUrl {
 
 /// Shows the value unless a password may be in it.
 fn invalid(variable: &'static str, text: &str, allowed: &'static str) -> ConfigError {
-    let authority = text.split_once("://").map_or("", |(_, rest)| rest);
+    let authority = text.split_once("://").map_or(text, |(_, rest)| rest);
     let port = authority.split_once(':').map_or("", |(_, port)| port);
     let suspicious = text.contains(['@', '?', '#', '=']) || port.starts_with(|first: char| !first.is_ascii_digit());
     if suspicious || text.to_ascii_lowercase().contains("pass") {
