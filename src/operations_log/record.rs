@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn the_caller_stands_behind_the_instance_and_is_escaped_like_any_text() {
-        let (user_id, caller) = (UserId::new("a").unwrap(), CallerName::new("b\"\u{202e}").unwrap());
+        let (user_id, caller) = (UserId::new("a").unwrap(), CallerName::new("b\"\\").unwrap());
         let record = Record {
             caller: Some(&caller),
             ..read(&user_id)
@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(
             line(record),
             concat!(
-                r#"{"at":"1970-01-01T00:00:00.000001Z","instance":"replica-1","caller":"b\"\u202e","#,
+                r#"{"at":"1970-01-01T00:00:00.000001Z","instance":"replica-1","caller":"b\"\\","#,
                 r#""operation":"getBalance","outcome":"accepted","userId":"a"}"#,
                 "\n"
             )
