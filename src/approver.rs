@@ -10,7 +10,6 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode, Url};
-use rustls::crypto::CryptoProvider;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -19,7 +18,7 @@ use crate::domain::UserId;
 use crate::metrics::{Active, Metrics, VerdictLabel, gauge_value};
 use crate::retry::Pauses;
 use crate::telemetry::{self, Attribute, RequestContext, Span, SpanId, SpanKind};
-use crate::tls::{TlsFailure, Verification, client_config, provider};
+use crate::tls::{TlsFailure, Verification, client_config, install_provider};
 
 /// The most calls made for one verdict.
 const MAX_CALLS: u32 = 3;
@@ -89,8 +88,7 @@ impl Approver {
     ///
     /// If the system has no certificates to trust, where they are needed.
     pub fn new(config: &ApproverConfig, metrics: Arc<Metrics>) -> Result<Self, reqwest::Error> {
-        // Another part of the process may have installed a provider already, which serves as well.
-        let _ = CryptoProvider::install_default(Arc::unwrap_or_clone(provider()));
+        install_provider();
         let builder = match &config.ca {
             Some(roots) => {
                 let verification = Verification::AuthorityAndName(roots.clone());

@@ -9,6 +9,7 @@
 mod certificate;
 mod descriptors;
 
+use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -292,12 +293,18 @@ async fn renew_at(mut hangup: Signal, tls: Option<ServerTls>, metrics: Arc<Metri
     }
 }
 
-async fn reload(tokens: Arc<Tokens>, metrics: &Metrics) {
-    // A reading that panics has failed too.
-    let reloaded = match spawn_blocking(move || tokens.reload()).await {
-        Ok(reloaded) => reloaded.map_err(|error| error.to_string()),
+/// Reads files where nobody waits for them, or says why that failed; a reading that panics has failed too.
+async fn read_again<T: Send + 'static, E: Display + Send + 'static>(
+    read: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, String> {
+    match spawn_blocking(read).await {
+        Ok(read) => read.map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
-    };
+    }
+}
+
+async fn reload(tokens: Arc<Tokens>, metrics: &Metrics) {
+    let reloaded = read_again(move || tokens.reload()).await;
     metrics.access.tokens_reload_failed.set(i64::from(reloaded.is_err()));
     match reloaded {
         Ok(count) => {

@@ -6,7 +6,8 @@ use clap::Args;
 
 use super::{CommandError, say};
 use crate::domain::{CallerName, InvalidCallerName};
-use crate::tokens::{Scopes, digest_in_hex};
+use crate::tls::provider;
+use crate::tokens::{Scopes, digest_in_hex, in_hex};
 
 /// As many random bytes as the digest has.
 const TOKEN_BYTES: usize = 32;
@@ -36,12 +37,11 @@ fn scopes(text: &str) -> Result<String, &'static str> {
 /// Prints the line on standard output, to be appended to the list, and the token on standard error, this once.
 pub(super) fn run(arguments: &TokenArguments) -> Result<(), CommandError> {
     let mut random = [0; TOKEN_BYTES];
-    let provider = rustls::crypto::ring::default_provider();
-    provider
+    provider()
         .secure_random
         .fill(&mut random)
         .map_err(|_| CommandError::NoRandomness)?;
-    let token: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let token = in_hex(&random);
     let digest = digest_in_hex(token.as_bytes());
     // Whoever cannot read standard error makes another one.
     let _ = writeln!(std::io::stderr(), "The token, which is kept nowhere: {token}");

@@ -59,9 +59,8 @@ impl<'a> Exchange<'a> {
         if let Ok(id) = HeaderValue::from_str(&self.request.id) {
             headers.insert(REQUEST_ID, id);
         }
-        let route = self.route.map_or(UNMATCHED, |route| route.pattern);
-        let (status, duration) = (response.status(), self.began.elapsed());
-        self.metrics.http.request(route, self.method, status.as_str(), duration);
+        let status = response.status();
+        let (route, duration) = self.count(status.as_str());
         tracing::debug!(
             route,
             method = self.method,
@@ -70,6 +69,14 @@ impl<'a> Exchange<'a> {
             "answered"
         );
         telemetry::record(&self.request.trace, || self.span(route, status, duration));
+    }
+
+    /// Counts the request under its route, and tells how long it took.
+    fn count(&self, status: &str) -> (&'static str, Duration) {
+        let route = self.route.map_or(UNMATCHED, |route| route.pattern);
+        let duration = self.began.elapsed();
+        self.metrics.http.request(route, self.method, status, duration);
+        (route, duration)
     }
 
     /// The request as a part of its trace. Its path is the client's, and has a user's id in it; its route is not.
@@ -95,9 +102,7 @@ impl Drop for Exchange<'_> {
         if self.has_ended {
             return;
         }
-        let route = self.route.map_or(UNMATCHED, |route| route.pattern);
-        let duration = self.began.elapsed();
-        self.metrics.http.request(route, self.method, GIVEN_UP, duration);
+        let (route, duration) = self.count(GIVEN_UP);
         telemetry::caused_by([Some(&self.request)], || {
             let duration_seconds = duration.as_secs_f64();
             tracing::debug!(route, method = self.method, duration_seconds, "given up by the client");

@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::read_again;
 use crate::metrics::{Metrics, TlsMetrics};
 use crate::tls::{CertificateTerms, ServerTls};
 
@@ -25,24 +26,17 @@ impl Certificate {
     /// Reads it again. One that cannot be used, or a file that does not answer in its time, changes nothing.
     pub async fn reload(&self) {
         let tls = self.tls.clone();
-        // Only a panic ends the task early.
-        match tokio::task::spawn_blocking(move || tls.reload()).await {
-            Ok(Ok(terms)) => {
-                self.metrics.reload_failed.set(0);
+        let reloaded = read_again(move || tls.reload()).await;
+        self.metrics.reload_failed.set(i64::from(reloaded.is_err()));
+        match reloaded {
+            Ok(terms) => {
                 tracing::info!(
                     not_after = terms.not_after,
                     "the certificate of the service was read again"
                 );
                 self.show(terms);
             }
-            Ok(Err(error)) => {
-                self.metrics.reload_failed.set(1);
-                tracing::error!("the certificate of the service stays what it was: {error}");
-            }
-            Err(error) => {
-                self.metrics.reload_failed.set(1);
-                tracing::error!("the certificate of the service stays what it was: {error}");
-            }
+            Err(error) => tracing::error!("the certificate of the service stays what it was: {error}"),
         }
     }
 

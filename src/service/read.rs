@@ -94,8 +94,8 @@ impl Service {
             }
             Admission::Overloaded { slot, deadline } => {
                 let overloaded = Unavailable::Overloaded;
-                let mut record = read_record(OperationName::GetBalance, &user_id, timestamp, Some(overloaded));
-                record.caller = caller.as_ref();
+                let caller = caller.as_ref();
+                let record = read_record(OperationName::GetBalance, &user_id, timestamp, caller, Some(overloaded));
                 write_line(slot, &record, deadline).await?;
                 Err(overloaded)
             }
@@ -129,8 +129,8 @@ impl Service {
                 None => Err(Unavailable::Overloaded),
             };
             let failure = entries.as_ref().err().copied();
-            let mut record = read_record(OperationName::GetHistory, &query.user_id, timestamp, failure);
-            record.caller = request.caller.as_ref();
+            let caller = request.caller.as_ref();
+            let record = read_record(OperationName::GetHistory, &query.user_id, timestamp, caller, failure);
             write_line(slot, &record, deadline).await?;
             let mut entries = entries?;
             let more = entries.len() > request.limit as usize;
@@ -167,12 +167,13 @@ impl Service {
     }
 }
 
-fn read_record(
+fn read_record<'a>(
     operation: OperationName,
-    user_id: &UserId,
+    user_id: &'a UserId,
     timestamp: Timestamp,
+    caller: Option<&'a CallerName>,
     failure: Option<Unavailable>,
-) -> Record<'_> {
+) -> Record<'a> {
     Record {
         operation,
         outcome: failure.map_or(Outcome::Accepted, |failure| Outcome::Problem(failure.code())),
@@ -182,6 +183,6 @@ fn read_record(
         balance_change: None,
         context: None,
         balance: None,
-        caller: None,
+        caller,
     }
 }

@@ -23,6 +23,7 @@ use super::spans::{Attribute, ExportError, Span, SpanKind};
 use super::trace_context::{SpanId, TraceId};
 use crate::causes::causes;
 use crate::config::TracesConfig;
+use crate::tls::install_provider;
 
 /// How long one request to the collector may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,8 +41,7 @@ pub struct Exporter {
 impl Exporter {
     /// Starts the thread; must be called within the runtime, on which requests are made.
     pub fn new(config: &TracesConfig) -> Result<Self, ExportError> {
-        // Another part of the process may have installed a provider already, which serves as well.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        install_provider();
         let http = reqwest::Client::builder()
             .user_agent(concat!("balance/", env!("CARGO_PKG_VERSION")))
             .redirect(Policy::none())

@@ -17,6 +17,12 @@ pub use files::TlsFileError;
 pub use server::{CertificateTerms, ServerFiles, ServerTls, ServerTlsError};
 pub use trust::{ClientIdentity, NoSystemRoots, Roots, Verification, client_config};
 
+/// Makes it the process's provider, which reqwest takes where it is given no other.
+pub fn install_provider() {
+    // Another part of the process may have installed one already, which serves as well.
+    let _ = CryptoProvider::install_default(Arc::unwrap_or_clone(provider()));
+}
+
 /// The one provider of cryptography.
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())

@@ -158,7 +158,12 @@ impl Tokens {
 
 /// The SHA-256 of a token in hex, as it stands in the file.
 pub fn digest_in_hex(token: &[u8]) -> String {
-    digest(token).iter().map(|byte| format!("{byte:02x}")).collect()
+    in_hex(&digest(token))
+}
+
+/// Two digits a byte.
+pub fn in_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn digest(token: &[u8]) -> TokenDigest {

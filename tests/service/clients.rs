@@ -192,20 +192,34 @@ async fn ask_for_page(world: &World) -> TcpStream {
     stream
 }
 
+/// Takes a little of an answer at a time, for four times as long as a client may take nothing.
+pub async fn take_steadily(stream: &mut (impl AsyncReadExt + Unpin)) {
+    let mut pace = interval(Duration::from_millis(50));
+    let mut chunk = vec![0; 2_048];
+    for number in 0..40 {
+        pace.tick().await;
+        let read = stream.read_exact(&mut chunk).await;
+        assert!(read.is_ok(), "given up after {number} chunks: {read:?}");
+    }
+}
+
+pub async fn until_given_up(taker: &TcpStream) {
+    let given_up = timeout(PATIENCE, async {
+        // A connection that was reset has no peer any more.
+        while taker.peer_addr().is_ok() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    });
+    given_up.await.expect("the service gives it up");
+}
+
 #[tokio::test]
 async fn an_answer_that_is_taken_slowly_but_steadily_is_not_given_up() {
     let world = World::with(|options| options.set("CLIENT_TIMEOUT_MS", "500")).await;
     fill_history(&world.database).await;
     let mut stream = ask_for_page(&world).await;
     stream.readable().await.unwrap();
-    let mut pace = interval(Duration::from_millis(50));
-    let mut chunk = vec![0; 2_048];
-    // Four times as long as a client may take nothing.
-    for number in 0..40 {
-        pace.tick().await;
-        let read = stream.read_exact(&mut chunk).await;
-        assert!(read.is_ok(), "given up after {number} chunks: {read:?}");
-    }
+    take_steadily(&mut stream).await;
     drop(stream);
     world.replica.stop().await;
 }
@@ -224,13 +238,7 @@ async fn an_answer_that_the_client_does_not_take_is_given_up() {
             takers.push(stream);
         }
         for taker in takers {
-            let given_up = timeout(PATIENCE, async {
-                // A connection that was reset has no peer any more.
-                while taker.peer_addr().is_ok() {
-                    sleep(Duration::from_millis(20)).await;
-                }
-            });
-            given_up.await.expect("the service gives it up");
+            until_given_up(&taker).await;
         }
         let memory = world.replica.memory();
         println!("{memory} MiB after {} pages", (round + 1) * 3);

@@ -99,7 +99,6 @@ async fn with_postgres(
         config.approver.url = ApproverUrl::parse(&stand_in.url())?;
     }
 
-    let scheme = if config.http.tls.is_some() { "https" } else { "http" };
     let banner = banner(config, &stand_in, postgres, wanted.demo);
     let log = postgres.log_path().display().to_string();
     // Begun when the service answers, and ended before it stops to.
@@ -107,7 +106,7 @@ async fn with_postgres(
     let started = |addresses: Addresses| {
         banner.print(addresses);
         if wanted.demo {
-            let service = format!("{scheme}://{}", addresses.service);
+            let service = format!("{}://{}", banner.scheme, addresses.service);
             running_demo.set(Some(Demo::start(service, demo::display())));
         }
     };

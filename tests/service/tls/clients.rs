@@ -5,12 +5,12 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::{interval, sleep, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::service::{Encrypted, PATIENCE};
-use crate::clients::fill_history;
+use crate::clients::{fill_history, take_steadily, until_given_up};
 use crate::support::client::answer;
 use crate::support::raw;
 
@@ -35,14 +35,7 @@ async fn an_encrypted_answer_that_is_taken_slowly_but_steadily_is_not_given_up()
     let service = Encrypted::with(|options| options.set("CLIENT_TIMEOUT_MS", "500")).await;
     fill_history(&service.world.database).await;
     let mut stream = ask_for_page(&service).await;
-    let mut pace = interval(Duration::from_millis(50));
-    let mut chunk = vec![0; 2_048];
-    // Four times as long as a client may take nothing.
-    for number in 0..40 {
-        pace.tick().await;
-        let read = stream.read_exact(&mut chunk).await;
-        assert!(read.is_ok(), "given up after {number} chunks: {read:?}");
-    }
+    take_steadily(&mut stream).await;
     drop(stream);
     service.world.replica.stop().await;
 }
@@ -60,13 +53,7 @@ async fn an_encrypted_answer_that_the_client_does_not_take_is_given_up() {
         takers.push(stream);
     }
     for taker in takers {
-        let given_up = timeout(PATIENCE, async {
-            // A connection that was reset has no peer any more.
-            while taker.get_ref().0.peer_addr().is_ok() {
-                sleep(Duration::from_millis(20)).await;
-            }
-        });
-        given_up.await.expect("the service gives it up");
+        until_given_up(taker.get_ref().0).await;
     }
     // Connections to PostgreSQL may have been opened meanwhile.
     service.world.replica.until_descriptors(before + 8).await;
