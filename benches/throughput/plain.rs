@@ -161,6 +161,7 @@ fn judge(head: &Head, request: &ChangeRequest) -> Result<i64, ChangeError> {
         below => Err(ChangeError::Refused(Refusal::InsufficientFunds {
             at,
             shortfall: below.unsigned_abs(),
+            available: before.min(before + head.lowest_later),
         })),
     }
 }

@@ -13,7 +13,8 @@
 //!   beyond twice the length;
 //! - operations in closed segments not far from the end: all segments from the first of these on;
 //! - one operation in a closed segment anywhere: that one, then the first later closed segment in which the change would
-//!   [breach](Breach) the range, if there is one, then the open segment. All others are known to admit the change.
+//!   [breach](Breach) the range, if there is one, then the open segment. All others are known to admit the change; should it
+//!   be refused, their [lowest balance](Timeline::with_lowest_closed) tells how much could have been withdrawn.
 
 use super::{Operation, Timestamp};
 
@@ -114,6 +115,9 @@ pub enum Refusal {
         at: Timestamp,
         /// How much is missing at that moment, 1 to 2^63.
         shortfall: u64,
+        /// The largest withdrawal that would have been accepted at the operation's timestamp: the lowest balance from then
+        /// on, 0 or more.
+        available: i64,
     },
     /// A moment would exceed the range of a signed 64-bit integer.
     BalanceLimit {
@@ -164,6 +168,8 @@ pub struct Timeline {
     /// The first closed segment whose checkpoint, with those of all later ones, gets new values.
     changed_from: Option<usize>,
     shift: Option<Shift>,
+    /// The lowest balance of all closed segments after the first one, as it was read, where some of them are not loaded.
+    lowest_closed: Option<i64>,
     segment_length: SegmentLength,
 }
 
@@ -238,8 +244,14 @@ impl Timeline {
             is_contiguous: false,
             changed_from: None,
             shift: None,
+            lowest_closed: None,
             segment_length,
         }
+    }
+
+    /// With the lowest balance of all closed segments after the first one: some of them are not loaded.
+    pub fn with_lowest_closed(self, lowest_closed: Option<i64>) -> Self {
+        Self { lowest_closed, ..self }
     }
 
     /// The timeline as it stands at `head.version`, with all segments from some closed one on, the open one included: any
@@ -319,12 +331,23 @@ impl Timeline {
 
     /// Judges a change at a moment in the segment at `index`, where not all later ones are loaded.
     fn admit_forwards(&self, index: usize, own: Timestamp, change: i64) -> Result<i64, Refusal> {
-        let balance_after = admit(own, self.segments[index].balance_at(own), change)?;
-        let later = self.segments[index..].iter().flat_map(Segment::balances);
-        for moment in later.filter(|moment| moment.timestamp > own) {
-            admit(moment.timestamp, moment.balance, change)?;
+        let balance = self.segments[index].balance_at(own);
+        let later = || {
+            let segments = self.segments[index..].iter();
+            segments
+                .flat_map(Segment::balances)
+                .filter(|moment| moment.timestamp > own)
+        };
+        let own_moment = [(own, balance)].into_iter();
+        let mut moments = own_moment.chain(later().map(|moment| (moment.timestamp, moment.balance)));
+        let out_of_range = moments.find_map(|(at, balance)| Some((at, admit(balance, change).err()?)));
+        match out_of_range {
+            None => Ok(balance + change),
+            Some((at, out_of_range)) => {
+                let lowest = later().map(|moment| moment.balance).chain(self.lowest_closed).min();
+                Err(out_of_range.refuse(at, lowest.map_or(balance, |lowest| lowest.min(balance))))
+            }
         }
-        Ok(balance_after)
     }
 
     /// Judges a change from the end of the timeline on, where most changes belong, back to its moment.
@@ -335,14 +358,20 @@ impl Timeline {
             .rev()
             .flat_map(|segment| segment.moments.iter().rev());
         let mut balance = self.head.balance;
-        let mut refusal = None;
+        let mut lowest = balance;
+        let mut out_of_range = None;
         for moment in moments.take_while(|moment| moment.timestamp > own) {
             // The first moment that refuses is the last one that is come to.
-            refusal = admit(moment.timestamp, balance, change).err().or(refusal);
+            let refuses = admit(balance, change).err();
+            out_of_range = refuses.map(|refuses| (moment.timestamp, refuses)).or(out_of_range);
             balance -= moment.change;
+            lowest = lowest.min(balance);
         }
-        let balance_after = admit(own, balance, change)?;
-        refusal.map_or(Ok(balance_after), Err)
+        match (admit(balance, change), out_of_range) {
+            (Err(out_of_range), _) => Err(out_of_range.refuse(own, lowest)),
+            (Ok(_), Some((at, out_of_range))) => Err(out_of_range.refuse(at, lowest)),
+            (Ok(balance_after), None) => Ok(balance_after),
+        }
     }
 
     /// What has to be written for the operations that were accepted.
@@ -375,16 +404,36 @@ impl Timeline {
     }
 }
 
-/// The balance with the change, or why a moment cannot take it.
-fn admit(at: Timestamp, balance: i64, change: i64) -> Result<i64, Refusal> {
+/// Why a moment cannot take a change.
+#[derive(Clone, Copy)]
+enum OutOfRange {
+    /// Its balance would be negative by so much.
+    Below(u64),
+    /// It would exceed the signed 64-bit range.
+    Above,
+}
+
+impl OutOfRange {
+    /// `at` is the first such moment, `lowest` the lowest balance from the operation's own moment on.
+    fn refuse(self, at: Timestamp, lowest: i64) -> Refusal {
+        match self {
+            OutOfRange::Below(shortfall) => Refusal::InsufficientFunds {
+                at,
+                shortfall,
+                available: lowest,
+            },
+            OutOfRange::Above => Refusal::BalanceLimit { at },
+        }
+    }
+}
+
+/// The balance with the change.
+fn admit(balance: i64, change: i64) -> Result<i64, OutOfRange> {
     match balance.checked_add(change) {
         Some(with) if with >= 0 => Ok(with),
-        Some(below) => Err(Refusal::InsufficientFunds {
-            at,
-            shortfall: below.unsigned_abs(),
-        }),
+        Some(below) => Err(OutOfRange::Below(below.unsigned_abs())),
         // No balance is negative, so only a deposit can overflow.
-        None => Err(Refusal::BalanceLimit { at }),
+        None => Err(OutOfRange::Above),
     }
 }
 

@@ -54,8 +54,8 @@ impl Problems for Changing {
         UNAUTHENTICATED,
         (
             403,
-            "The change is refused and nothing was changed: `insufficient_scope` of the token, `approver_denied`, `insufficient_funds` (with `at` and \
-             `shortfall`), `balance_limit` (with `at`).",
+            "The change is refused and nothing was changed: `insufficient_scope` of the token, `approver_denied`, \
+             `insufficient_funds` (with `at`, `shortfall` and `available`), `balance_limit` (with `at`).",
         ),
         (408, "The body did not arrive in time: `request_timeout`."),
         (413, "The body has more than 64 KiB: `payload_too_large`."),

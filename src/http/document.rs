@@ -193,7 +193,11 @@ fn examples() -> [(&'static str, Value); 4] {
 
 fn insufficient_funds() -> ChangeError {
     let at = Timestamp::parse("2026-01-31T12:00:00Z").expect("a date-time of RFC 3339");
-    ChangeError::Refused(Refusal::InsufficientFunds { at, shortfall: 50 })
+    ChangeError::Refused(Refusal::InsufficientFunds {
+        at,
+        shortfall: 50,
+        available: 0,
+    })
 }
 
 /// For each answer of each operation one example a code, made by the code that makes the answers.

@@ -113,9 +113,11 @@ pub struct Problem {
     /// The kind of problem, for programs.
     code: Code,
     /// With `insufficient_funds` and `balance_limit`: the first moment that would leave the range.
-    at: Option<DateTime>,
+    at: Option<Box<DateTime>>, // in a box, since a problem is the error of many a result
     /// With `insufficient_funds`: how much is missing at `at`; 1 to 9223372036854775808.
     shortfall: Option<u64>,
+    /// With `insufficient_funds`: the largest withdrawal that would have been accepted at the change's timestamp.
+    available: Option<i64>,
 }
 
 impl Problem {
@@ -132,6 +134,7 @@ impl Problem {
             code,
             at: None,
             shortfall: None,
+            available: None,
         }
     }
 
@@ -206,19 +209,24 @@ impl From<ChangeError> for Problem {
                 Code::ApproverDenied,
                 "The Approver denied this change; nothing was changed. A smaller change may be approved.",
             ),
-            ChangeError::Refused(Refusal::InsufficientFunds { at, shortfall }) => Problem {
-                at: Some(DateTime::from(at)),
+            ChangeError::Refused(Refusal::InsufficientFunds {
+                at,
+                shortfall,
+                available,
+            }) => Problem {
+                at: Some(Box::new(DateTime::from(at))),
                 shortfall: Some(shortfall),
+                available: Some(available),
                 ..Problem::new(
                     Code::InsufficientFunds,
                     format!(
                         "With this change the balance at {at} would be negative by {shortfall}; nothing was changed. \
-                         Withdraw less, or deposit at or before that moment first."
+                         Withdraw at most {available}, or deposit at or before that moment first."
                     ),
                 )
             },
             ChangeError::Refused(Refusal::BalanceLimit { at }) => Problem {
-                at: Some(DateTime::from(at)),
+                at: Some(Box::new(DateTime::from(at))),
                 ..Problem::new(
                     Code::BalanceLimit,
                     format!(

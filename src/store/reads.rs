@@ -38,6 +38,58 @@ SELECT ARRAY(
     ORDER BY q.number)"#
 }
 
+statement! {
+    /// For each user and moment, in the order given, the lowest balance at that moment and all later ones: one row of
+    /// `balance` when nothing is later. Otherwise the lowest of: the balance at the moment; the balances after it in its
+    /// segment; the lowest of each later segment that is closed, which their checkpoints say; and the balances in the open
+    /// one. Of the history two or three segments are read, however long it is, and a checkpoint for each later segment. One
+    /// statement is one snapshot.
+    struct AvailableAt<'a> { user_ids: &'a [&'a str] => Array<Text>, moments: &'a [PgTimestamp] => Array<Timestamptz>, }
+    => (Array<BigInt>,)
+    r#"
+SELECT ARRAY(
+    SELECT CASE WHEN b.latest > q.at THEN (
+        SELECT least(own.lowest, later.lowest, open.lowest)
+        FROM (SELECT) AS always
+        LEFT JOIN LATERAL (
+            SELECT k."timestamp", k.balance FROM balance_checkpoints k
+            WHERE k.user_id = q.user_id AND k."timestamp" <= q.at
+            ORDER BY k."timestamp" DESC LIMIT 1) before ON true
+        LEFT JOIN LATERAL (
+            SELECT k."timestamp" FROM balance_checkpoints k
+            WHERE k.user_id = q.user_id AND k."timestamp" > q.at
+            ORDER BY k."timestamp" LIMIT 1) until ON true
+        CROSS JOIN LATERAL (
+            SELECT (coalesce(before.balance, 0) + coalesce(sum(m.change) FILTER (WHERE NOT m.is_later), 0)
+                + least(0, min(m.sum) FILTER (WHERE m.is_later)))::bigint AS lowest
+            FROM (
+                SELECT h."timestamp" > q.at AS is_later, sum(h.balance_change) AS change,
+                    sum(sum(h.balance_change)) OVER (PARTITION BY h."timestamp" > q.at ORDER BY h."timestamp") AS sum
+                FROM changes_history h
+                WHERE h.user_id = q.user_id AND h."timestamp" > coalesce(before."timestamp", '-infinity')
+                    AND h."timestamp" <= coalesce(until."timestamp", 'infinity')
+                GROUP BY h."timestamp") m) own
+        LEFT JOIN LATERAL (
+            SELECT min(k.lowest) AS lowest FROM balance_checkpoints k
+            WHERE k.user_id = q.user_id AND k."timestamp" > until."timestamp") later ON true
+        LEFT JOIN LATERAL (
+            SELECT (last.balance + min(m.sum))::bigint AS lowest
+            FROM (
+                SELECT k."timestamp", k.balance FROM balance_checkpoints k
+                WHERE until."timestamp" IS NOT NULL AND k.user_id = q.user_id
+                ORDER BY k."timestamp" DESC LIMIT 1) last
+            CROSS JOIN LATERAL (
+                SELECT sum(sum(h.balance_change)) OVER (ORDER BY h."timestamp") AS sum
+                FROM changes_history h
+                WHERE h.user_id = q.user_id AND h."timestamp" > last."timestamp"
+                GROUP BY h."timestamp") m
+            GROUP BY last.balance) open ON true)
+    ELSE coalesce(b.balance, 0) END
+    FROM asked CROSS JOIN unnest(asked.user_ids, asked.moments) WITH ORDINALITY AS q (user_id, at, number)
+    LEFT JOIN balance b ON b.user_id = q.user_id
+    ORDER BY q.number)"#
+}
+
 macro_rules! history_page {
     ($name:ident, $beyond:literal, $order:literal) => {
         statement! {
@@ -185,6 +237,27 @@ impl Store {
         let result = timeout_at(deadline, statement).await;
         let (balances,): (Vec<i64>,) = lease.end(result)?;
         Ok(balances)
+    }
+
+    /// How much could be withdrawn by users, each at a moment, in the order asked: the lowest balance at that moment and all
+    /// later ones. 0 for a user nobody has heard of.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if PostgreSQL gives no answer before `deadline`.
+    pub async fn available_at(
+        &self,
+        user_ids: &[&str],
+        moments: &[Timestamp],
+        deadline: Instant,
+    ) -> Result<Vec<i64>, StoreError> {
+        let moments: Vec<_> = moments.iter().copied().map(to_postgres).collect();
+        let moments = moments.as_slice();
+        let mut lease = self.connections.lease(deadline).await?;
+        let statement = AvailableAt { user_ids, moments }.get_result(lease.connection());
+        let result = timeout_at(deadline, statement).await;
+        let (available,): (Vec<i64>,) = lease.end(result)?;
+        Ok(available)
     }
 
     /// At most `query.limit` operations in the order asked for.

@@ -24,6 +24,8 @@ statement! {
     /// | several, not too far back (`is_near`) | each closed segment from the earliest's on | | the open one |
     /// | others | the deep operation's segment | the first later one that it would breach | the open one |
     ///
+    /// With the last of these comes the lowest balance of the closed segments after the deep operation's.
+    ///
     /// What is stored under the idempotency keys comes with part 3, or with a row without a part.
     ///
     /// A user whose operations are in order, without keys, costs one row of `balance` and nothing else: a third of what it
@@ -48,7 +50,7 @@ statement! {
         Nullable<Array<Nullable<BigInt>>>, Nullable<Array<Nullable<BigInt>>>,
         Nullable<Array<Nullable<Timestamptz>>>, Nullable<Array<Nullable<Integer>>>,
         Nullable<Timestamptz>, Nullable<Bool>, Nullable<Bool>, Nullable<Bool>,
-        Nullable<Timestamptz>, Nullable<BigInt>,
+        Nullable<Timestamptz>, Nullable<BigInt>, Nullable<BigInt>,
         Nullable<Array<Timestamptz>>, Nullable<Array<BigInt>>,
         Nullable<Array<Text>>, Nullable<Array<SqlUuid>>, Nullable<Array<Timestamptz>>, Nullable<Array<BigInt>>,
         Nullable<Array<Text>>, Nullable<Array<BigInt>>
@@ -63,14 +65,14 @@ statement! {
 SELECT 0::bigint, NULL::integer,
     array_agg(version ORDER BY number), array_agg(balance ORDER BY number),
     array_agg(latest ORDER BY number), array_agg(since_checkpoint ORDER BY number),
-    NULL::timestamptz, NULL::boolean, NULL::boolean, NULL::boolean, NULL::timestamptz, NULL::bigint,
+    NULL::timestamptz, NULL::boolean, NULL::boolean, NULL::boolean, NULL::timestamptz, NULL::bigint, NULL::bigint,
     NULL::timestamptz[], NULL::bigint[],
     NULL::text[], NULL::uuid[], NULL::timestamptz[], NULL::bigint[], NULL::text[], NULL::bigint[]
 FROM heads
 UNION ALL
 SELECT q.number, part.number, NULL, NULL, NULL, NULL,
     coalesce(closed."timestamp", own."timestamp"), far."timestamp" IS NOT NULL, near.is_near, near.is_tail,
-    part.until, previous.balance,
+    part.until, previous.balance, later.lowest,
     moments.timestamps, moments.changes,
     earlier.keys, earlier.ids, earlier.timestamps, earlier.changes, earlier.contexts, earlier.balances
 FROM asked CROSS JOIN heads q
@@ -103,6 +105,10 @@ LEFT JOIN LATERAL (
         AND c.user_id = q.user_id AND c."timestamp" > own."timestamp"
         AND (c.lowest <= q.lowest_at_most OR c.highest > q.highest_above)
     ORDER BY c."timestamp" LIMIT 1) breached ON true
+LEFT JOIN LATERAL (
+    SELECT min(c.lowest) AS lowest FROM balance_checkpoints c
+    WHERE own."timestamp" IS NOT NULL AND far."timestamp" IS NULL
+        AND c.user_id = q.user_id AND c."timestamp" > own."timestamp") later ON true
 LEFT JOIN LATERAL (
     SELECT p.number, p.until FROM (VALUES
         (1, own."timestamp", own."timestamp" IS NOT NULL AND far."timestamp" IS NULL),
@@ -200,6 +206,7 @@ type StateRow = (
     Option<bool>,
     Option<bool>,
     Option<PgTimestamp>,
+    Option<i64>,
     Option<i64>,
     Option<Vec<PgTimestamp>>,
     Option<Vec<i64>>,
@@ -358,12 +365,14 @@ impl Store {
         let mut earlier = HashMap::new();
         let mut closed_until = None;
         let mut deep = Some(group.deep.id);
+        let mut lowest_closed = None;
         let mut kind: fn(Head, Vec<Segment>, SegmentLength) -> Timeline = Timeline::new;
         for row in parts {
-            let (_, part, _, _, _, _, last_checkpoint, is_far, is_near, is_tail, until, opening, ..) = row;
+            let (_, part, _, _, _, _, last_checkpoint, is_far, is_near, is_tail, until, opening, lowest, ..) = row;
             let (.., timestamps, changes, keys, ids, at, balance_changes, contexts, after) = row;
             closed_until = last_checkpoint.map(from_postgres);
             deep = deep.filter(|_| is_far != Some(true));
+            lowest_closed = lowest;
             kind = match (is_near, is_tail) {
                 (Some(true), _) => Timeline::contiguous,
                 (_, Some(true)) => Timeline::tail,
@@ -389,7 +398,7 @@ impl Store {
             });
         }
         UserState {
-            timeline: kind(head, segments, self.segment_length),
+            timeline: kind(head, segments, self.segment_length).with_lowest_closed(lowest_closed),
             earlier,
             closed_until,
             deep,

@@ -55,9 +55,19 @@ async fn a_refusal_is_403_says_why_and_changes_nothing() {
     assert_eq!(members(&denied.body), ["type", "title", "status", "detail", "code"]);
 
     let poor = refuse("poor", -101).await.expect_problem(403, "insufficient_funds");
-    let all = ["type", "title", "status", "detail", "code", "at", "shortfall"];
+    let all = [
+        "type",
+        "title",
+        "status",
+        "detail",
+        "code",
+        "at",
+        "shortfall",
+        "available",
+    ];
     assert_eq!(members(&poor.body), all);
     assert_eq!((&poor.body["at"], &poor.body["shortfall"]), (&json!(NOON), &json!(1)));
+    assert_eq!(poor.body["available"], json!(100));
     assert_eq!(poor.body["type"], "urn:balance:problem:insufficient_funds");
     assert!(poor.detail().contains(NOON), "{}", poor.detail());
 

@@ -7,9 +7,9 @@ use crate::support::client::{ServiceClient, change};
 use crate::support::postgres::fresh_database;
 use crate::support::replica::Replica;
 
-/// A change as balanceChange and second of the minute, and its answer: `Ok(balance)`, or the moment and the shortfall of
-/// a refusal.
-type Step = (i64, u32, Result<i64, (u32, u64)>);
+/// A change as balanceChange and second of the minute, and its answer: `Ok(balance)`, or the moment, the shortfall and
+/// what is available of a refusal.
+type Step = (i64, u32, Result<i64, (u32, u64, i64)>);
 
 /// Makes the changes of one user in turn and expects these answers.
 async fn expect(client: &ServiceClient, user_id: &str, steps: &[Step]) {
@@ -18,10 +18,11 @@ async fn expect(client: &ServiceClient, user_id: &str, steps: &[Step]) {
         let answer = client.change(&change(user_id, *balance_change, &moment(*second))).await;
         match expected {
             Ok(balance) => assert_eq!(answer.expect(200).body["balance"], *balance),
-            Err((at, shortfall)) => {
+            Err((at, shortfall, available)) => {
                 let answer = answer.expect_problem(403, "insufficient_funds");
                 assert_eq!(answer.body["at"], moment(*at));
                 assert_eq!(answer.body["shortfall"], json!(shortfall));
+                assert_eq!(answer.body["available"], json!(available));
             }
         }
     }
@@ -35,14 +36,14 @@ async fn the_five_examples_of_the_rule_are_answered_as_the_contract_says() {
     expect(
         &client,
         "one",
-        &[(100, 10, Ok(100)), (-100, 20, Ok(0)), (-50, 15, Err((20, 50)))],
+        &[(100, 10, Ok(100)), (-100, 20, Ok(0)), (-50, 15, Err((20, 50, 0)))],
     )
     .await;
-    expect(&client, "two", &[(100, 10, Ok(100)), (-30, 5, Err((5, 30)))]).await;
+    expect(&client, "two", &[(100, 10, Ok(100)), (-30, 5, Err((5, 30, 0)))]).await;
     expect(
         &client,
         "three",
-        &[(100, 10, Ok(100)), (100, 30, Ok(200)), (-150, 20, Err((20, 50)))],
+        &[(100, 10, Ok(100)), (100, 30, Ok(200)), (-150, 20, Err((20, 50, 100)))],
     )
     .await;
     expect(
@@ -54,7 +55,7 @@ async fn the_five_examples_of_the_rule_are_answered_as_the_contract_says() {
     expect(
         &client,
         "five",
-        &[(100, 10, Ok(100)), (-60, 10, Ok(40)), (-60, 10, Err((10, 20)))],
+        &[(100, 10, Ok(100)), (-60, 10, Ok(40)), (-60, 10, Err((10, 20, 40)))],
     )
     .await;
     replica.stop().await;

@@ -170,7 +170,15 @@ impl NaiveModel {
         counted.map(|(_, change)| i128::from(*change)).sum()
     }
 
+    /// The lowest balance at a moment and all later ones.
+    fn available_at(&self, seconds: i64) -> i64 {
+        let later = self.accepted.iter().map(|(own, _)| *own).filter(|own| *own > seconds);
+        let lowest = later.chain([seconds]).map(|moment| self.balance_at(moment)).min();
+        i64::try_from(lowest.unwrap()).unwrap()
+    }
+
     fn accept(&mut self, change: i64, seconds: i64) -> Result<i64, Refusal> {
+        let available = self.available_at(seconds);
         self.accepted.push((seconds, change));
         let mut moments: Vec<_> = self
             .accepted
@@ -186,6 +194,7 @@ impl NaiveModel {
                 Refusal::InsufficientFunds {
                     at: at(moment),
                     shortfall,
+                    available,
                 }
             } else if balance > i128::from(i64::MAX) {
                 Refusal::BalanceLimit { at: at(moment) }
@@ -217,6 +226,11 @@ async fn check_reads(store: &Store, user_id: &UserId, model: &NaiveModel, page: 
         let read = balance_at(store, user_id, at(seconds)).await.unwrap();
         assert_eq!(i128::from(read), model.balance_at(seconds), "as of {seconds}");
     }
+    let moments: Vec<_> = (-1..=32).map(at).collect();
+    let users = vec![user_id.as_str(); moments.len()];
+    let available = store.available_at(&users, &moments, soon()).await.unwrap();
+    let expected: Vec<_> = (-1..=32).map(|seconds| model.available_at(seconds)).collect();
+    assert_eq!(available, expected);
     for order in [HistoryOrder::OldestFirst, HistoryOrder::NewestFirst] {
         let mut query = HistoryQuery {
             user_id: user_id.clone(),
@@ -384,6 +398,16 @@ async fn a_past_read_looks_at_two_segments_and_a_present_one_at_none() {
     }
     let client = database.client().await;
     client.batch_execute("ANALYZE").await.unwrap();
+    for (moment, most) in [(10_000, 5 * 128), (19_990, 3 * 128), (20_000, 0)] {
+        let before = rows_read(&client).await;
+        let read = store.available_at(&["alice"], &[at(moment)], soon()).await.unwrap();
+        assert_eq!(read, [(moment + 1).min(20_000)]);
+        let rows = rows_read(&client).await - before;
+        assert!(
+            rows <= most,
+            "{rows} rows of the history for what is available at {moment}"
+        );
+    }
     for (moment, most) in [(10_000, 3 * 128), (19_990, 3 * 128), (20_000, 0)] {
         let before = rows_read(&client).await;
         let read = balance_at(&store, &user, at(moment)).await.unwrap();

@@ -167,6 +167,17 @@ impl Model {
         until.map(|(_, change)| i128::from(*change)).sum()
     }
 
+    /// The lowest balance at a moment and all later ones.
+    pub fn available_at(&self, timestamp: Micros) -> i128 {
+        let later = self
+            .operations
+            .iter()
+            .map(|(own, _)| *own)
+            .filter(|own| *own > timestamp);
+        let balances = later.chain([timestamp]).map(|moment| self.balance_at(moment));
+        balances.min().expect("there is one for the moment itself")
+    }
+
     /// The first moment that would be negative with this operation, and by how much.
     pub fn first_negative(&self, timestamp: Micros, change: i64) -> Option<(Micros, i128)> {
         let mut with = self.clone();

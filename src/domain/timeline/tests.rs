@@ -35,7 +35,16 @@ impl NaiveModel {
         counted.map(|(_, change)| i128::from(*change)).sum()
     }
 
+    /// The lowest balance at this moment and all later ones: sums everything at each of them.
+    fn available_at(&self, timestamp: Timestamp) -> i64 {
+        let later = self.accepted.iter().map(|(own, _)| *own).filter(|own| *own > timestamp);
+        let moments = later.chain([timestamp]);
+        let lowest = moments.map(|moment| self.balance_at(moment)).min();
+        i64::try_from(lowest.unwrap()).unwrap()
+    }
+
     fn accept(&mut self, operation: &Operation) -> Result<i128, Refusal> {
+        let available = self.available_at(operation.timestamp);
         self.accepted.push((operation.timestamp, operation.balance_change));
         let mut moments: Vec<Timestamp> = self.accepted.iter().map(|(own, _)| *own).collect();
         moments.retain(|moment| *moment >= operation.timestamp);
@@ -44,7 +53,11 @@ impl NaiveModel {
             let balance = self.balance_at(at);
             let refusal = if balance < 0 {
                 let shortfall = u64::try_from(-balance).unwrap();
-                Refusal::InsufficientFunds { at, shortfall }
+                Refusal::InsufficientFunds {
+                    at,
+                    shortfall,
+                    available,
+                }
             } else if balance > i128::from(i64::MAX) {
                 Refusal::BalanceLimit { at }
             } else {
@@ -96,12 +109,15 @@ impl SegmentedModel {
     fn timeline(&self, operation: &Operation) -> Timeline {
         let own = operation.timestamp;
         let mut segments = Vec::new();
+        let mut lowest_closed = None;
         if self.head.latest.is_some_and(|latest| own < latest) {
             let breach = Breach::of(operation.balance_change);
             let mut from_own = self.checkpoints.range(own..).map(|(timestamp, _)| *timestamp);
             let end = from_own.next();
             segments.push(self.segment(end));
             if end.is_some() {
+                let later = from_own.clone().map(|timestamp| self.checkpoints[&timestamp].lowest);
+                lowest_closed = later.min();
                 let breached = from_own.find(|timestamp| {
                     let checkpoint = self.checkpoints[timestamp];
                     checkpoint.lowest <= breach.lowest_at_most || checkpoint.highest > breach.highest_above
@@ -112,7 +128,7 @@ impl SegmentedModel {
         } else if self.head.latest != Some(own) && self.head.since_checkpoint >= 2 * self.length.operations() {
             segments.push(self.segment(None));
         }
-        Timeline::new(self.head, segments, self.length)
+        Timeline::new(self.head, segments, self.length).with_lowest_closed(lowest_closed)
     }
 
     fn accept(&mut self, operation: &Operation) -> Result<i64, Refusal> {
@@ -240,27 +256,31 @@ fn answers(operations: &[(i64, i64)]) -> Vec<Result<i64, Refusal>> {
     operations.iter().map(&mut answer).collect()
 }
 
-fn insufficient(seconds: i64, shortfall: u64) -> Result<i64, Refusal> {
+fn insufficient(seconds: i64, shortfall: u64, available: i64) -> Result<i64, Refusal> {
     Err(Refusal::InsufficientFunds {
         at: at(seconds),
         shortfall,
+        available,
     })
 }
 
 #[test]
 fn a_withdrawal_that_a_later_moment_cannot_afford_is_refused() {
     let answers = answers(&[(100, 10), (-100, 20), (-50, 15)]);
-    assert_eq!(answers[2], insufficient(20, 50));
+    assert_eq!(answers[2], insufficient(20, 50, 0));
 }
 
 #[test]
 fn a_withdrawal_before_the_first_deposit_is_refused() {
-    assert_eq!(answers(&[(100, 10), (-30, 5)])[1], insufficient(5, 30));
+    assert_eq!(answers(&[(100, 10), (-30, 5)])[1], insufficient(5, 30, 0));
 }
 
 #[test]
 fn a_later_deposit_does_not_pay() {
-    assert_eq!(answers(&[(100, 10), (100, 30), (-150, 20)])[2], insufficient(20, 50));
+    assert_eq!(
+        answers(&[(100, 10), (100, 30), (-150, 20)])[2],
+        insufficient(20, 50, 100)
+    );
 }
 
 #[test]
@@ -271,7 +291,7 @@ fn a_deposit_never_makes_a_moment_negative() {
 #[test]
 fn equal_timestamps_count_in_order_of_acceptance() {
     let answers = answers(&[(100, 10), (-60, 10), (-60, 10)]);
-    assert_eq!(answers[1..], [Ok(40), insufficient(10, 20)]);
+    assert_eq!(answers[1..], [Ok(40), insufficient(10, 20, 40)]);
 }
 
 #[test]
@@ -292,7 +312,7 @@ fn no_moment_leaves_the_range_of_64_bits() {
         answers(&[(max, 10), (1, 5)])[1],
         Err(Refusal::BalanceLimit { at: at(10) })
     );
-    assert_eq!(answers(&[(i64::MIN, 10)])[0], insufficient(10, 1 << 63));
+    assert_eq!(answers(&[(i64::MIN, 10)])[0], insufficient(10, 1 << 63, 0));
     assert_eq!(answers(&[(max, 10), (-max, 10), (max, 10)])[2], Ok(max));
     assert_eq!(answers(&[(0, 10)])[0], Ok(0));
 }

@@ -28,6 +28,13 @@ impl Model {
         until.map(|(_, change)| i128::from(*change)).sum()
     }
 
+    /// The lowest balance at a moment and all later ones.
+    fn available_at(&self, timestamp: Timestamp) -> i64 {
+        let later = self.0.iter().map(|(own, _)| *own).filter(|own| *own > timestamp);
+        let lowest = later.chain([timestamp]).map(|moment| self.balance_at(moment)).min();
+        i64::try_from(lowest.unwrap()).unwrap()
+    }
+
     /// Why the rule forbids a change, if it does.
     fn refusal(&self, operation: &Operation) -> Option<Refusal> {
         let mut with = self.clone();
@@ -37,7 +44,12 @@ impl Model {
             let balance = with.balance_at(at);
             if balance < 0 {
                 let shortfall = u64::try_from(-balance).unwrap();
-                Some(Refusal::InsufficientFunds { at, shortfall })
+                let available = self.available_at(operation.timestamp);
+                Some(Refusal::InsufficientFunds {
+                    at,
+                    shortfall,
+                    available,
+                })
             } else {
                 (balance > i128::from(i64::MAX)).then_some(Refusal::BalanceLimit { at })
             }

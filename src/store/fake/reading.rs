@@ -60,7 +60,8 @@ impl Database {
             let breach = Breach::of(group.deep.balance_change);
             let breached = closed[own + 1..].iter().find(|segment| is_breached(segment, breach));
             let needed = [&closed[own]].into_iter().chain(breached).cloned().chain(open);
-            state.timeline = Timeline::new(head, needed.collect(), length);
+            let lowest = closed[own + 1..].iter().filter_map(lowest).min();
+            state.timeline = Timeline::new(head, needed.collect(), length).with_lowest_closed(lowest);
         }
         state
     }
@@ -122,10 +123,17 @@ impl StoredUser {
     }
 }
 
-fn is_breached(segment: &Segment, breach: Breach) -> bool {
-    let mut balance = segment.opening;
-    segment.moments.iter().any(|moment| {
-        balance += moment.change;
-        balance <= breach.lowest_at_most || balance > breach.highest_above
+fn balances(segment: &Segment) -> impl Iterator<Item = i64> {
+    segment.moments.iter().scan(segment.opening, |balance, moment| {
+        *balance += moment.change;
+        Some(*balance)
     })
+}
+
+fn lowest(segment: &Segment) -> Option<i64> {
+    balances(segment).min()
+}
+
+fn is_breached(segment: &Segment, breach: Breach) -> bool {
+    balances(segment).any(|balance| balance <= breach.lowest_at_most || balance > breach.highest_above)
 }

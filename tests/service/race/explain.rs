@@ -102,7 +102,8 @@ fn is_true(exchange: &Exchange, model: &Model) -> bool {
                 micros(body["at"].as_str().unwrap()),
                 body["shortfall"].as_u64().unwrap().into(),
             );
-            model.first_negative(*timestamp, *change) == Some(said)
+            let available = i128::from(body["available"].as_i64().unwrap());
+            model.first_negative(*timestamp, *change) == Some(said) && model.available_at(*timestamp) == available
         }
     }
 }

@@ -170,7 +170,9 @@ impl Claim<'_> {
             Ask::Change(change) => {
                 let found = timeline.first_negative(change.timestamp, change.change);
                 let said = (moment(&body["at"]), body["shortfall"].as_u64().map(i128::from));
+                let available = body["available"].as_i64().map(i128::from);
                 found.is_some_and(|(at, shortfall)| said == (Some(at), Some(shortfall)))
+                    && available == Some(timeline.available_at(change.timestamp))
             }
             Ask::Balance { user, at } => {
                 let balance = body["balance"].as_i64().map(i128::from);

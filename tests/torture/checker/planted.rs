@@ -255,9 +255,10 @@ fn change_answer(
     }
     if let Some((at, shortfall)) = model.first_negative(change.timestamp, change.change) {
         let shortfall = u64::try_from(shortfall).unwrap();
+        let available = i64::try_from(model.available_at(change.timestamp)).unwrap();
         return problem(
             403,
-            json!({ "code": "insufficient_funds", "at": rfc3339(at), "shortfall": shortfall }),
+            json!({ "code": "insufficient_funds", "at": rfc3339(at), "shortfall": shortfall, "available": available }),
         );
     }
     model.insert(change.timestamp, change.change);
@@ -580,11 +581,11 @@ fn a_page_that_leaves_out_an_operation_is_found() {
 
 #[test]
 fn a_refusal_that_was_never_true_is_found() {
-    for field in ["shortfall", "at"] {
+    for field in ["shortfall", "available", "at"] {
         let mut evidence = sound();
         let body = &mut answered(&mut evidence, "insufficient_funds").said_mut().unwrap().body;
         body[field] = match field {
-            "shortfall" => (body["shortfall"].as_u64().unwrap() + 1).into(),
+            "shortfall" | "available" => (body[field].as_u64().unwrap() + 1).into(),
             _ => rfc3339(moment(&body["at"]).unwrap() + 1).into(),
         };
         found(&evidence, Kind::UnexplainedRefusal);

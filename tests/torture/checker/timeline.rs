@@ -85,6 +85,28 @@ impl Timeline {
         Some((self.moments[place], -(balance + change)))
     }
 
+    /// The lowest balance at a moment and all later ones.
+    pub fn available_at(&self, timestamp: Micros) -> i128 {
+        let from = self.moments.partition_point(|moment| *moment <= timestamp);
+        let later = self.lowest_from(1, (0, self.leaves()), from, 0);
+        let own = self.balance_at(timestamp);
+        later.map_or(own, |later| later.min(own))
+    }
+
+    /// In this part of the tree, the lowest balance of its leaves from `from` on; `before` is the balance before the part.
+    fn lowest_from(&self, node: usize, (begin, end): (usize, usize), from: usize, before: i128) -> Option<i128> {
+        if end <= from {
+            return None;
+        }
+        if begin >= from {
+            return Some(before + self.nodes[node].lowest);
+        }
+        let middle = usize::midpoint(begin, end);
+        let left = self.lowest_from(2 * node, (begin, middle), from, before);
+        let right = self.lowest_from(2 * node + 1, (middle, end), from, before + self.nodes[2 * node].sum);
+        left.into_iter().chain(right).min()
+    }
+
     /// In this part of the tree, the first leaf from `from` on whose balance is below the bound; `before` is the balance
     /// before the part.
     fn first_below(
@@ -181,6 +203,11 @@ mod tests {
                 model.insert(one.timestamp, one.change);
                 for moment in 0..=26 {
                     assert_eq!(timeline.balance_at(moment), model.balance_at(moment));
+                    assert_eq!(
+                        timeline.available_at(moment),
+                        model.available_at(moment),
+                        "seed {seed} {moment}"
+                    );
                     for change in [-30, 0, 5] {
                         let naive = model.first_negative(moment, change);
                         assert_eq!(

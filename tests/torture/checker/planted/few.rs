@@ -122,11 +122,12 @@ impl Few {
     }
 }
 
+/// Of a user who has nothing.
 fn refused(shortfall: u64) -> Said {
     let at = rfc3339(1_000_000);
     problem(
         403,
-        json!({ "code": "insufficient_funds", "at": at, "shortfall": shortfall }),
+        json!({ "code": "insufficient_funds", "at": at, "shortfall": shortfall, "available": 0 }),
     )
 }
 
