@@ -14,6 +14,8 @@ mod parameters;
 mod phase;
 mod problem;
 mod routes;
+#[allow(dead_code, unused_imports)]
+mod statement;
 mod stream;
 mod types;
 
