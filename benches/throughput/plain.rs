@@ -61,15 +61,9 @@ impl Plain {
         drop(connection);
         let balance = balance.map_err(|error| failed(&error))?;
         let record = Record {
-            operation: OperationName::GetBalance,
-            outcome: LogOutcome::Accepted,
-            user_id,
             timestamp: Some(at),
-            operation_id: None,
-            balance_change: None,
-            context: None,
             balance: Some(balance),
-            caller: None,
+            ..Record::new(OperationName::GetBalance, LogOutcome::Accepted, user_id)
         };
         slot.write(&record).await?;
         Ok(balance)
@@ -80,15 +74,12 @@ impl Plain {
         let operation_id = OperationId(Uuid::now_v7());
         let balance = self.store(&request, operation_id).await?;
         let record = Record {
-            operation: OperationName::ChangeBalance,
-            outcome: LogOutcome::Accepted,
-            user_id: &request.user_id,
             timestamp: Some(request.timestamp),
             operation_id: Some(operation_id),
             balance_change: Some(request.balance_change),
             context: Some(&request.context),
             balance: Some(balance),
-            caller: None,
+            ..Record::new(OperationName::ChangeBalance, LogOutcome::Accepted, &request.user_id)
         };
         slot.write(&record).await.map_err(Unavailable::from)?;
         Ok(Change {

@@ -9,6 +9,7 @@ CREATE TABLE balance (
     version          bigint           NOT NULL, -- how many operations were accepted
     latest           timestamptz      NOT NULL, -- timestamp of the last operation of the timeline
     since_checkpoint integer          NOT NULL, -- operations after the last checkpoint
+    recorded_at      timestamptz      NOT NULL DEFAULT clock_timestamp(), -- of the last accepted operations
     CONSTRAINT balance_pkey PRIMARY KEY (user_id),
     CONSTRAINT balance_user_id CHECK (char_length(user_id) BETWEEN 1 AND 256),
     CONSTRAINT balance_not_negative CHECK (balance >= 0),
@@ -29,7 +30,7 @@ CREATE TABLE changes_history (
     approved        boolean          NOT NULL, -- whether the Approver was asked, and approved
     instance        text             NOT NULL, -- the replica that stored it
     caller          text,                      -- whose token it was asked for with, where there are tokens
-    recorded_at     timestamptz      NOT NULL DEFAULT clock_timestamp(),
+    recorded_at     timestamptz      NOT NULL DEFAULT clock_timestamp(), -- later with each commit of the user
     CONSTRAINT changes_history_pkey PRIMARY KEY (user_id, "timestamp", seq) INCLUDE (balance_change),
     CONSTRAINT changes_history_user_id CHECK (char_length(user_id) BETWEEN 1 AND 256),
     CONSTRAINT changes_history_timestamp CHECK

@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout_at};
 
 use super::{Answer, ChangeError, Place, Proposal, Recorded, Unavailable, Waiting};
-use crate::domain::{Entry, IdempotencyKey, Operation};
+use crate::domain::{Entry, IdempotencyKey, Operation, Refusal};
 use crate::operations_log::{Lines, LogUnavailable, OperationName, Outcome, Record, Slot, Written};
 use crate::telemetry::RequestContext;
 
@@ -193,15 +193,19 @@ pub fn with_line(answer: Answer, line: Result<(), LogUnavailable>) -> Answer {
 /// What the operations log tells of a change and its answer.
 pub fn change_record<'a>(operation: &'a Operation, answer: &Answer) -> Record<'a> {
     let recorded = answer.as_ref().ok();
+    let outcome = match answer {
+        Ok(recorded) if recorded.replayed => Outcome::Replayed,
+        Ok(_) => Outcome::Accepted,
+        Err(ChangeError::OutcomeUnknown) => Outcome::Unknown,
+        Err(error) => Outcome::Problem(error.code()),
+    };
+    let (available, shortfall) = match answer {
+        Err(ChangeError::Refused(Refusal::InsufficientFunds {
+            available, shortfall, ..
+        })) => (Some(*available), Some(*shortfall)),
+        _ => (None, None),
+    };
     Record {
-        operation: OperationName::ChangeBalance,
-        outcome: match answer {
-            Ok(recorded) if recorded.replayed => Outcome::Replayed,
-            Ok(_) => Outcome::Accepted,
-            Err(ChangeError::OutcomeUnknown) => Outcome::Unknown,
-            Err(error) => Outcome::Problem(error.code()),
-        },
-        user_id: &operation.user_id,
         timestamp: Some(operation.timestamp),
         // Where the outcome is unknown, the name lets an auditor find out.
         operation_id: match answer {
@@ -211,6 +215,9 @@ pub fn change_record<'a>(operation: &'a Operation, answer: &Answer) -> Record<'a
         balance_change: Some(operation.balance_change),
         context: Some(&operation.context),
         balance: recorded.map(|recorded| recorded.balance),
+        available,
+        shortfall,
         caller: operation.caller.as_ref(),
+        ..Record::new(OperationName::ChangeBalance, outcome, &operation.user_id)
     }
 }

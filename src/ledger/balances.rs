@@ -179,19 +179,15 @@ async fn answer(questions: Vec<Asked>, balances: Result<Vec<i64>, Unavailable>) 
             waiting: held,
             answer,
         } = question;
+        let outcome = match balance {
+            Ok(_) => Outcome::Accepted,
+            Err(unavailable) => Outcome::Problem(unavailable.code()),
+        };
         let record = Record {
-            operation: OperationName::GetBalance,
-            outcome: match balance {
-                Ok(_) => Outcome::Accepted,
-                Err(unavailable) => Outcome::Problem(unavailable.code()),
-            },
-            user_id: &user_id,
             timestamp: Some(at),
-            operation_id: None,
-            balance_change: None,
-            context: None,
             balance: balance.ok(),
             caller: caller.as_ref(),
+            ..Record::new(OperationName::GetBalance, outcome, &user_id)
         };
         lines.push(place.slot, &record);
         waiting.push((

@@ -29,6 +29,14 @@ pub struct Record<'a> {
     pub context: Option<&'a Context>,
     /// The balance that was answered.
     pub balance: Option<i64>,
+    /// How much could be withdrawn, where that was answered.
+    pub available: Option<i64>,
+    /// How much was missing, where that was the reason of a refusal.
+    pub shortfall: Option<u64>,
+    /// What was known at this moment was asked for.
+    pub known_at: Option<Timestamp>,
+    /// Whether nothing was to be changed, whatever the answer.
+    pub dry_run: bool,
     /// Who asked, where callers are known.
     pub caller: Option<&'a CallerName>,
 }
@@ -41,6 +49,8 @@ pub enum OperationName {
     ChangeBalance,
     /// `GET /{userId}/balance`.
     GetBalance,
+    /// `GET /{userId}/available`.
+    GetAvailable,
     /// `GET /{userId}/history`.
     GetHistory,
 }
@@ -69,11 +79,30 @@ impl Serialize for Outcome {
     }
 }
 
-impl Record<'_> {
+impl<'a> Record<'a> {
+    /// What every record tells; the rest does not apply.
+    pub fn new(operation: OperationName, outcome: Outcome, user_id: &'a UserId) -> Self {
+        Self {
+            operation,
+            outcome,
+            user_id,
+            timestamp: None,
+            operation_id: None,
+            balance_change: None,
+            context: None,
+            balance: None,
+            available: None,
+            shortfall: None,
+            known_at: None,
+            dry_run: false,
+            caller: None,
+        }
+    }
+
     /// Whether the line tells of a change that is in the database, or may be. Such a line is never given up.
     pub(super) fn may_be_committed(&self) -> bool {
         match self.outcome {
-            Outcome::Accepted | Outcome::Unknown => self.operation == OperationName::ChangeBalance,
+            Outcome::Accepted | Outcome::Unknown => self.operation == OperationName::ChangeBalance && !self.dry_run,
             Outcome::Replayed | Outcome::Problem(_) => false,
         }
     }
@@ -85,13 +114,17 @@ impl Record<'_> {
             instance,
             caller: self.caller.map(CallerName::as_str),
             operation: self.operation,
+            dry_run: self.dry_run,
             outcome: self.outcome,
             user_id: self.user_id.as_str(),
             timestamp: self.timestamp.map(|timestamp| timestamp.to_string()),
+            known_at: self.known_at.map(|known_at| known_at.to_string()),
             operation_id: self.operation_id.map(|id| id.to_string()),
             balance_change: self.balance_change,
             context: self.context.map(Context::as_str),
             balance: self.balance,
+            available: self.available,
+            shortfall: self.shortfall,
         };
         let mut line = Vec::with_capacity(TYPICAL_LINE_BYTES);
         fields
@@ -121,10 +154,14 @@ struct Fields<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     caller: Option<&'a str>,
     operation: OperationName,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    dry_run: bool,
     outcome: Outcome,
     user_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     timestamp: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    known_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     operation_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -133,6 +170,10 @@ struct Fields<'a> {
     context: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     balance: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    available: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shortfall: Option<u64>,
 }
 
 /// Compact JSON that also escapes what JSON allows but a reader may take for a line break or a terminal for a command.
@@ -174,17 +215,7 @@ mod tests {
     }
 
     fn read(user_id: &UserId) -> Record<'_> {
-        Record {
-            operation: OperationName::GetBalance,
-            outcome: Outcome::Accepted,
-            user_id,
-            timestamp: None,
-            operation_id: None,
-            balance_change: None,
-            context: None,
-            balance: None,
-            caller: None,
-        }
+        Record::new(OperationName::GetBalance, Outcome::Accepted, user_id)
     }
 
     /// Every character that some reader splits lines on: Unicode's mandatory breaks and Python's `str.splitlines`.

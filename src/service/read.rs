@@ -174,15 +174,10 @@ fn read_record<'a>(
     caller: Option<&'a CallerName>,
     failure: Option<Unavailable>,
 ) -> Record<'a> {
+    let outcome = failure.map_or(Outcome::Accepted, |failure| Outcome::Problem(failure.code()));
     Record {
-        operation,
-        outcome: failure.map_or(Outcome::Accepted, |failure| Outcome::Problem(failure.code())),
-        user_id,
         timestamp: Some(timestamp),
-        operation_id: None,
-        balance_change: None,
-        context: None,
-        balance: None,
         caller,
+        ..Record::new(operation, outcome, user_id)
     }
 }

@@ -359,15 +359,13 @@ async fn slot(service: &Service, deadline: Instant) -> Result<Slot, LogUnavailab
 fn record(change: &StoredChange) -> Record<'_> {
     let operation = &change.operation;
     Record {
-        operation: OperationName::ChangeBalance,
-        outcome: Outcome::Accepted,
-        user_id: &operation.user_id,
         timestamp: Some(operation.timestamp),
         operation_id: Some(operation.id),
         balance_change: Some(operation.balance_change),
         context: Some(&operation.context),
         balance: Some(change.balance_after),
         caller: operation.caller.as_ref(),
+        ..Record::new(OperationName::ChangeBalance, Outcome::Accepted, &operation.user_id)
     }
 }
 

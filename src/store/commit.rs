@@ -54,17 +54,18 @@ macro_rules! commit_statement {
                 r#"
 , moved AS (
     UPDATE balance b
-    SET balance = g.balance, version = g.version, latest = g.latest, since_checkpoint = g.since_checkpoint
+    SET balance = g.balance, version = g.version, latest = g.latest, since_checkpoint = g.since_checkpoint,
+        recorded_at = greatest(clock_timestamp(), b.recorded_at + interval '1 microsecond')
     FROM groups g WHERE b.user_id = g.user_id AND b.version = g.expected_version
-    RETURNING b.user_id, g.number)
+    RETURNING b.user_id, g.number, b.recorded_at)
 , won AS MATERIALIZED ("#,
                 $won,
                 r#")
 , entered AS (
     INSERT INTO changes_history (user_id, "timestamp", seq, balance_change, balance_after, context, operation_id,
-        idempotency_key, approved, instance, caller)
+        idempotency_key, approved, instance, caller, recorded_at)
     SELECT won.user_id, o.at, o.seq, o.change, o.balance_after, o.context, o.operation_id, o.idempotency_key,
-        o.approved, asked.instance, o.caller
+        o.approved, asked.instance, o.caller, won.recorded_at
     FROM asked CROSS JOIN unnest(asked.groups, asked.timestamps, asked.seqs, asked.changes, asked.balances_after,
         asked.contexts, asked.operation_ids, asked.idempotency_keys, asked.approved, asked.callers)
         AS o (number, at, seq, change, balance_after, context, operation_id, idempotency_key, approved, caller)
@@ -108,6 +109,9 @@ commit_statement! {
     /// wait for each other on: whoever gets one second sees another version and loses; a new user's first row is won by
     /// whoever inserts it. The users stand in the order of their ids, and every commit takes first the rows it inserts and
     /// then those it updates, so that no two commits can wait for each other in a circle.
+    ///
+    /// A user's moments of recording go up from commit to commit, whatever the clock does, and all operations of a commit
+    /// have the same: what was recorded until a moment is what the user had at one version.
     Commit {
         shift_groups: &'a [i64] => Array<BigInt>,
         shift_after: &'a [PgTimestamp] => Array<Timestamptz>,
@@ -123,10 +127,10 @@ commit_statement! {
     INSERT INTO balance (user_id, balance, version, latest, since_checkpoint)
     SELECT user_id, balance, version, latest, since_checkpoint FROM groups WHERE expected_version = 0
     ON CONFLICT (user_id) DO NOTHING
-    RETURNING user_id)"#,
+    RETURNING user_id, recorded_at)"#,
     won: r#"
-    SELECT user_id, number FROM created JOIN groups USING (user_id)
-    UNION ALL SELECT user_id, number FROM moved"#,
+    SELECT user_id, number, recorded_at FROM created JOIN groups USING (user_id)
+    UNION ALL SELECT user_id, number, recorded_at FROM moved"#,
     derived: r#"
 , shifted AS (
     UPDATE balance_checkpoints c
@@ -148,7 +152,7 @@ commit_statement! {
     /// [`Commit`] for users who have a row already and whose checkpoints stay as they are.
     PlainCommit {}
     created: "",
-    won: "SELECT user_id, number FROM moved",
+    won: "SELECT user_id, number, recorded_at FROM moved",
     derived: ""
 }
 

@@ -8,6 +8,7 @@ diesel::table! {
         version -> Int8,
         latest -> Timestamptz,
         since_checkpoint -> Int4,
+        recorded_at -> Timestamptz,
     }
 }
 

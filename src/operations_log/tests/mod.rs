@@ -48,15 +48,10 @@ impl Told {
 
     fn record(&self) -> Record<'_> {
         Record {
-            operation: OperationName::ChangeBalance,
-            outcome: self.outcome,
-            user_id: &self.user_id,
-            timestamp: None,
             operation_id: Some(self.id),
             balance_change: Some(1),
             context: Some(&self.context),
-            balance: None,
-            caller: None,
+            ..Record::new(OperationName::ChangeBalance, self.outcome, &self.user_id)
         }
     }
 }

@@ -93,15 +93,10 @@ impl Written {
     fn line(&self, number: u64) -> Vec<u8> {
         let (user_id, context) = (UserId::new("user").unwrap(), Context::new("x\ny").unwrap());
         let record = Record {
-            operation: self.operation,
-            outcome: self.outcome,
-            user_id: &user_id,
-            timestamp: None,
             operation_id: Some(self.id(number)),
             balance_change: Some(1),
             context: Some(&context),
-            balance: None,
-            caller: None,
+            ..Record::new(self.operation, self.outcome, &user_id)
         };
         let mut line = record.to_line(&second(self.at).to_rfc3339_microseconds(), self.instance);
         if self.recovered {
