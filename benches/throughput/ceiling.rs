@@ -6,10 +6,10 @@ use std::time::SystemTime;
 
 use balance::domain::{OperationId, Timestamp};
 use balance::service::{
-    Balance, BalanceRequest, Change, ChangeError, ChangeRequest, HistoryPage, HistoryRequest, Readiness, Unavailable,
-    UseCases,
+    Change, ChangeError, ChangeRequest, FigureAnswer, FigureRequest, HistoryPage, HistoryRequest, Readiness,
+    Unavailable, UseCases,
 };
-use balance::store::StoreReadiness;
+use balance::store::{Standing, StoreReadiness};
 use uuid::Uuid;
 
 /// What every balance is.
@@ -26,15 +26,19 @@ impl UseCases for Ceiling {
             timestamp: request.timestamp,
             balance_change: request.balance_change,
             balance: BALANCE,
+            version: 1,
             replayed: false,
+            dry_run: None,
         })
     }
 
-    async fn balance(self: &Arc<Self>, request: BalanceRequest) -> Result<Balance, Unavailable> {
-        Ok(Balance {
+    async fn figure(self: &Arc<Self>, request: FigureRequest) -> Result<FigureAnswer, Unavailable> {
+        Ok(FigureAnswer {
             user_id: request.user_id,
             timestamp: request.at.unwrap_or_else(|| Timestamp::from(SystemTime::now())),
-            balance: BALANCE,
+            amount: BALANCE,
+            version: 1,
+            standing: Standing::Settled,
         })
     }
 

@@ -14,10 +14,10 @@ use balance::config::DatabaseConfig;
 use balance::domain::{OperationId, Refusal, Timestamp, UserId};
 use balance::operations_log::{OperationName, OperationsLog, Outcome as LogOutcome, Record, Slot};
 use balance::service::{
-    Balance, BalanceRequest, Change, ChangeError, ChangeRequest, HistoryPage, HistoryRequest, Readiness, Unavailable,
-    UseCases,
+    Change, ChangeError, ChangeRequest, Figure, FigureAnswer, FigureRequest, HistoryPage, HistoryRequest, Readiness,
+    Unavailable, UseCases,
 };
-use balance::store::StoreReadiness;
+use balance::store::{Standing, StoreReadiness};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
@@ -88,7 +88,9 @@ impl Plain {
             timestamp: request.timestamp,
             balance_change: request.balance_change,
             balance,
+            version: 1,
             replayed: false,
+            dry_run: None,
         })
     }
 
@@ -173,15 +175,23 @@ impl UseCases for Plain {
         task.await.unwrap_or(Err(ChangeError::OutcomeUnknown))
     }
 
-    async fn balance(self: &Arc<Self>, request: BalanceRequest) -> Result<Balance, Unavailable> {
+    async fn figure(self: &Arc<Self>, request: FigureRequest) -> Result<FigureAnswer, Unavailable> {
         let slot = self.log.reserve()?;
-        let BalanceRequest { user_id, at, .. } = request;
+        let FigureRequest {
+            user_id, figure, at, ..
+        } = request;
         let timestamp = at.unwrap_or_else(|| Timestamp::from(SystemTime::now()));
-        let balance = self.read(&user_id, timestamp, slot).await?;
-        Ok(Balance {
+        let amount = match figure {
+            Figure::Balance => self.read(&user_id, timestamp, slot).await?,
+            Figure::Available => return Err(Unavailable::Internal),
+        };
+        Ok(FigureAnswer {
             user_id,
             timestamp,
-            balance,
+            amount,
+            // What it is worth to answer with a version, which this does not read, is in the ceiling too.
+            version: 1,
+            standing: Standing::Settled,
         })
     }
 

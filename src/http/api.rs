@@ -6,19 +6,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use poem::Request;
 use poem_openapi::param::{Header, Path, Query};
 use poem_openapi::payload::PlainText;
+use poem_openapi::types::ToJSON;
 use poem_openapi::{OpenApi, Tags};
 
 use super::body::ChangeRequestBody;
+use super::conditions;
 use super::deferred::Deferred;
 use super::parameters::{self, Cursor};
 use super::problem::{Code, Problem, ProblemOf, Problems};
+use super::responses::{Changed, Conditional, Success};
 use super::types::{
-    Balance, Changed, CursorText, DateTime, History, IdempotencyKeyText, LimitText, OrderText, Status, Success,
-    UserIdText,
+    Available, Balance, CursorText, DateTime, DryRunText, EntityTagsText, History, IdempotencyKeyText, LimitText,
+    OrderText, Status, UserIdText,
 };
 use crate::metrics::Metrics;
-use crate::service::{BalanceRequest, ChangeRequest, HistoryRequest, UseCases};
-use crate::store::{HistoryOrder, StoreError, StoreReadiness};
+use crate::service::{ChangeRequest, Figure, FigureAnswer, FigureRequest, HistoryRequest, UseCases};
+use crate::store::{HistoryOrder, Standing, StoreError, StoreReadiness};
 
 #[derive(Tags)]
 enum Tag {
@@ -58,6 +61,10 @@ impl Problems for Changing {
              `insufficient_funds` (with `at`, `shortfall` and `available`), `balance_limit` (with `at`).",
         ),
         (408, "The body did not arrive in time: `request_timeout`."),
+        (
+            412,
+            "The user is at none of the versions that `If-Match` names: `precondition_failed` (with `version`).",
+        ),
         (413, "The body has more than 64 KiB: `payload_too_large`."),
         (415, "The body is not `application/json`: `unsupported_media_type`."),
         (
@@ -130,6 +137,44 @@ impl<S: UseCases> Api<S> {
             .expect("an Api that serves has a service; the one without only prints its document")
     }
 
+    /// A figure of a user, or that the client has it.
+    fn figure<T: From<FigureAnswer> + ToJSON>(
+        &self,
+        request: &Request,
+        figure: Figure,
+        user_id: UserIdText,
+        timestamp: Option<DateTime>,
+    ) -> Result<Deferred<Conditional<T>>, ProblemOf<Reading>> {
+        parameters::check_query(request, &["timestamp"])?;
+        let user_id = parameters::user_id(user_id)?;
+        let at = parameters::timestamp("timestamp", timestamp)?;
+        let known = conditions::if_none_match(request)?;
+        let request = FigureRequest {
+            user_id,
+            figure,
+            at,
+            caller: parameters::caller(request),
+        };
+        let service = Arc::clone(self.service());
+        Ok(Deferred::new(async move {
+            let answer = service.figure(request).await?;
+            let version = answer.version;
+            let is_known = known.is_some_and(|known| known.includes(version));
+            Ok::<_, ProblemOf<Reading>>(match answer.standing {
+                Standing::Settled if is_known => Conditional::NotModified { version },
+                Standing::Settled | Standing::FallsDue => Conditional::Whole {
+                    body: answer.into(),
+                    version: Some(version),
+                },
+                // A clock that is not behind gives another answer for the same version.
+                Standing::Behind => Conditional::Whole {
+                    body: answer.into(),
+                    version: None,
+                },
+            })
+        }))
+    }
+
     /// Whether operations can be answered, or why not.
     async fn readiness(&self) -> Result<Success<Status>, String> {
         if self.stopping.has_begun() {
@@ -167,7 +212,9 @@ impl<S: UseCases> Api<S> {
     ///
     /// Adds `balanceChange` to the user's balance at `timestamp`, if with it no moment from then on is negative or beyond
     /// the signed 64-bit range. Changes larger than the approval threshold, either way, are approved by the Approver
-    /// first. With an `Idempotency-Key` the change is applied at most once, however often it is sent.
+    /// first. With an `Idempotency-Key` the change is applied at most once, however often it is sent. With `If-Match` it
+    /// is judged only if the user is still at that version. With `dryRun` nothing is changed: the answer is what the rule
+    /// says of the change now.
     #[oai(
         path = "/changeBalance",
         method = "post",
@@ -181,12 +228,21 @@ impl<S: UseCases> Api<S> {
         /// characters, with or without double quotes around them.
         #[oai(name = "Idempotency-Key")]
         idempotency_key: Header<Option<IdempotencyKeyText>>,
+        /// The `ETag` of the answer that the change rests on, of whichever read or change: where the user has moved on since,
+        /// nothing is changed and the answer is 412. `*` for any user who has had a change, `"0"` for one who has not.
+        #[oai(name = "If-Match")]
+        if_match: Header<Option<EntityTagsText>>,
+        /// `true` to be told what would come of the change, and change nothing. The Approver is not asked.
+        #[oai(name = "dryRun")]
+        dry_run: Query<Option<DryRunText>>,
         body: ChangeRequestBody,
     ) -> Result<Deferred<Changed>, ProblemOf<Changing>> {
         // Read from the headers as they are, since a repeated header is an error too.
-        let Header(_) = idempotency_key;
-        parameters::check_query(request, &[])?;
+        let (Header(_), Header(_)) = (idempotency_key, if_match);
+        parameters::check_query(request, &["dryRun"])?;
         let idempotency_key = parameters::idempotency_key(request)?;
+        let precondition = conditions::if_match(request)?;
+        let dry_run = parameters::dry_run(dry_run.0)?;
         let caller = parameters::caller(request);
         let fields = body.0?;
         let request = ChangeRequest {
@@ -195,12 +251,15 @@ impl<S: UseCases> Api<S> {
             balance_change: fields.balance_change,
             timestamp: fields.timestamp,
             idempotency_key,
+            precondition,
+            dry_run,
             caller,
         };
         let service = Arc::clone(self.service());
         Ok(Deferred::new(async move {
             let change = service.change_balance(request).await?;
             Ok::<_, ProblemOf<Changing>>(Changed {
+                version: change.version,
                 replayed: change.replayed,
                 change: change.into(),
             })
@@ -225,16 +284,40 @@ impl<S: UseCases> Api<S> {
         user_id: Path<UserIdText>,
         /// As of when: RFC 3339 with an offset or `Z`. Now, if left out.
         timestamp: Query<Option<DateTime>>,
-    ) -> Result<Deferred<Success<Balance>>, ProblemOf<Reading>> {
-        parameters::check_query(request, &["timestamp"])?;
-        let user_id = parameters::user_id(user_id.0)?;
-        let at = parameters::timestamp("timestamp", timestamp.0)?;
-        let caller = parameters::caller(request);
-        let service = Arc::clone(self.service());
-        Ok(Deferred::new(async move {
-            let balance = service.balance(BalanceRequest { user_id, at, caller }).await?;
-            Ok::<_, ProblemOf<Reading>>(Success(balance.into()))
-        }))
+        /// The `ETag` of an answer that the client has: if it is still right, the answer is 304 without a body. Without
+        /// `timestamp` it is not while a change lies in the future.
+        #[oai(name = "If-None-Match")]
+        if_none_match: Header<Option<EntityTagsText>>,
+    ) -> Result<Deferred<Conditional<Balance>>, ProblemOf<Reading>> {
+        let Header(_) = if_none_match;
+        self.figure(request, Figure::Balance, user_id.0, timestamp.0)
+    }
+
+    /// Read how much can be withdrawn at a moment
+    ///
+    /// The largest withdrawal that would be accepted at `timestamp`, now without it: the lowest balance at that moment and
+    /// all later ones. It is what `insufficient_funds` tells as `available`. 0 for a user nobody has heard of.
+    #[oai(
+        path = "/:userId/available",
+        method = "get",
+        operation_id = "getAvailable",
+        tag = "Tag::Balance"
+    )]
+    async fn get_available(
+        &self,
+        request: &Request,
+        /// Whose balance, percent-encoded.
+        #[oai(name = "userId")]
+        user_id: Path<UserIdText>,
+        /// When it would be withdrawn: RFC 3339 with an offset or `Z`. Now, if left out.
+        timestamp: Query<Option<DateTime>>,
+        /// The `ETag` of an answer that the client has: if it is still right, the answer is 304 without a body. Without
+        /// `timestamp` it is not while a change lies in the future.
+        #[oai(name = "If-None-Match")]
+        if_none_match: Header<Option<EntityTagsText>>,
+    ) -> Result<Deferred<Conditional<Available>>, ProblemOf<Reading>> {
+        let Header(_) = if_none_match;
+        self.figure(request, Figure::Available, user_id.0, timestamp.0)
     }
 
     /// Read the history of a balance

@@ -75,11 +75,14 @@ fn complete(spec: &str) -> String {
     let shortfall = &mut schemas["Problem"]["properties"]["shortfall"];
     shortfall["format"] = json!("int64");
     shortfall["minimum"] = json!(1);
+    schemas["Change"]["properties"]["approval"] = json!({ "$ref": "#/components/schemas/Approval" });
     schemas["ProblemCode"]["description"] = json!("What went wrong, for programs; a closed list.");
     for (schema, example) in examples() {
         schemas[schema]["example"] = example;
     }
     add_links(&mut document);
+    let changed = &mut document["paths"]["/changeBalance"]["post"]["responses"]["200"]["content"];
+    changed["application/json"]["examples"] = changes();
     for path in ["/livez", "/readyz", "/metrics"] {
         document["paths"][path]["get"]["responses"]["400"] = unreadable();
     }
@@ -119,6 +122,11 @@ fn add_links(document: &mut Value) {
             "description": "The balance as of the change.",
             "parameters": { "userId": user_id, "timestamp": "$response.body#/timestamp" },
         },
+        "available": {
+            "operationId": "getAvailable",
+            "description": "What can be withdrawn at the moment of the change.",
+            "parameters": { "userId": user_id, "timestamp": "$response.body#/timestamp" },
+        },
         "history": {
             "operationId": "getHistory",
             "description": "The user's history.",
@@ -143,7 +151,7 @@ fn name_problems_json(document: &mut Value) {
     let responses = operations.filter_map(|operation| operation["responses"].as_object_mut());
     let contents = responses
         .flat_map(Map::values_mut)
-        .filter_map(|response| response["content"].as_object_mut());
+        .filter_map(|response| response.get_mut("content")?.as_object_mut());
     for content in contents {
         if let Some(problem) = content.get(PROBLEM_JSON) {
             let schema = json!({ "schema": problem["schema"] });
@@ -160,14 +168,30 @@ fn unreadable() -> Value {
     })
 }
 
-fn examples() -> [(&'static str, Value); 4] {
-    let operation = json!({
+/// Answers to changes: one that was accepted, and one that was only tried.
+fn changes() -> Value {
+    let mut tried = operation();
+    for (name, value) in [("balanceChange", json!(250_000)), ("balance", json!(250_000))] {
+        tried[name] = value;
+    }
+    tried["dryRun"] = json!(true);
+    tried["approval"] = json!("not_asked");
+    json!({ "accepted": { "value": operation() }, "dryRun": { "value": tried } })
+}
+
+fn operation() -> Value {
+    json!({
         "operationId": "019c13f2-5a80-7c3a-9d52-6f1d3c1e8a10",
         "userId": "alice",
         "timestamp": "2026-01-31T12:00:00Z",
         "balanceChange": 2500,
         "balance": 2500,
-    });
+    })
+}
+
+fn examples() -> [(&'static str, Value); 5] {
+    let operation = operation();
+    let available = json!({ "userId": "alice", "timestamp": "2026-01-31T12:00:00Z", "available": 1200 });
     let balance = json!({ "userId": "alice", "timestamp": "2026-01-31T12:00:00Z", "balance": 2500 });
     let history = json!({
         "userId": "alice",
@@ -186,6 +210,7 @@ fn examples() -> [(&'static str, Value); 4] {
     [
         ("Change", operation),
         ("Balance", balance),
+        ("Available", available),
         ("History", history),
         ("Problem", problem),
     ]
@@ -236,6 +261,12 @@ fn problem_examples() -> Vec<(&'static str, &'static str, &'static str, Vec<Prob
             "408",
             vec![body::too_slow(body::DEFAULT_TIME)],
         ),
+        (
+            "/changeBalance",
+            "post",
+            "412",
+            vec![Problem::from(ChangeError::PreconditionFailed { version: 4 })],
+        ),
         ("/changeBalance", "post", "413", vec![body::too_large()]),
         ("/changeBalance", "post", "415", vec![body::not_json()]),
         (
@@ -257,6 +288,8 @@ fn problem_examples() -> Vec<(&'static str, &'static str, &'static str, Vec<Prob
         ),
         ("/{userId}/balance", "get", "400", invalid(timestamp)),
         ("/{userId}/balance", "get", "503", reading()),
+        ("/{userId}/available", "get", "400", invalid(timestamp)),
+        ("/{userId}/available", "get", "503", reading()),
         (
             "/{userId}/history",
             "get",
@@ -277,12 +310,13 @@ fn problem_examples() -> Vec<(&'static str, &'static str, &'static str, Vec<Prob
             )],
         ),
     ];
-    for path in ["/{userId}/balance", "/{userId}/history"] {
+    for path in ["/{userId}/balance", "/{userId}/available", "/{userId}/history"] {
         examples.push((path, "get", "403", vec![Refused::Scope(Scope::Read).problem()]));
     }
     for (path, method) in [
         ("/changeBalance", "post"),
         ("/{userId}/balance", "get"),
+        ("/{userId}/available", "get"),
         ("/{userId}/history", "get"),
     ] {
         examples.push((path, method, "401", vec![Refused::NoToken.problem()]));

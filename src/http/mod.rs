@@ -4,6 +4,7 @@
 mod api;
 mod authorization;
 mod body;
+mod conditions;
 mod connection;
 mod deferred;
 mod document;
@@ -13,6 +14,7 @@ mod listener;
 mod parameters;
 mod phase;
 mod problem;
+mod responses;
 mod routes;
 #[allow(dead_code, unused_imports)]
 mod statement;

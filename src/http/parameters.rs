@@ -6,7 +6,7 @@ use poem::Request;
 use url::form_urlencoded;
 
 use super::problem::Problem;
-use super::types::{CursorText, DateTime, LimitText, OrderText, UserIdText};
+use super::types::{CursorText, DateTime, DryRunText, LimitText, OrderText, UserIdText};
 use crate::domain::{CallerName, IdempotencyKey, InvalidIdempotencyKey, Timestamp, UserId};
 use crate::store::{HistoryOrder, Place};
 
@@ -81,6 +81,14 @@ pub fn limit(text: Option<LimitText>) -> Result<u32, Problem> {
             "limit must be a whole number from 1 to {MAX_LIMIT}, for example 100."
         ))
     })
+}
+
+pub fn dry_run(text: Option<DryRunText>) -> Result<bool, Problem> {
+    match text.as_ref().map(|DryRunText(text)| text.as_str()) {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(_) => Err(Problem::invalid("dryRun must be true or false, for example true.")),
+    }
 }
 
 pub fn order(text: Option<OrderText>) -> Result<Option<HistoryOrder>, Problem> {

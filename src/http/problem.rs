@@ -10,6 +10,8 @@ use poem_openapi::registry::{MetaHeader, MetaMediaType, MetaResponse, MetaRespon
 use poem_openapi::types::{ToJSON, Type};
 use poem_openapi::{ApiResponse, Enum, Object};
 
+use super::conditions::entity_tag;
+use super::responses::etag_header;
 use super::types::DateTime;
 use crate::domain::Refusal;
 use crate::service::{ChangeError, Unavailable};
@@ -35,6 +37,7 @@ pub enum Code {
     ApproverDenied,
     InsufficientFunds,
     BalanceLimit,
+    PreconditionFailed,
     IdempotencyKeyReused,
     DatabaseUnavailable,
     ApproverUnavailable,
@@ -59,6 +62,7 @@ impl Code {
             Code::InsufficientScope | Code::ApproverDenied | Code::InsufficientFunds | Code::BalanceLimit => {
                 StatusCode::FORBIDDEN
             }
+            Code::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
             Code::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Code::DatabaseUnavailable
             | Code::ApproverUnavailable
@@ -84,6 +88,7 @@ impl Code {
             Code::ApproverDenied => "The Approver denied the change",
             Code::InsufficientFunds => "A moment would be negative",
             Code::BalanceLimit => "A moment would exceed the range of a balance",
+            Code::PreconditionFailed => "The user has moved on",
             Code::IdempotencyKeyReused => "The idempotency key belongs to another operation",
             Code::DatabaseUnavailable => "The database is not available",
             Code::ApproverUnavailable => "The Approver is not available",
@@ -113,11 +118,13 @@ pub struct Problem {
     /// The kind of problem, for programs.
     code: Code,
     /// With `insufficient_funds` and `balance_limit`: the first moment that would leave the range.
-    at: Option<Box<DateTime>>, // in a box, since a problem is the error of many a result
+    at: Option<Box<DateTime>>, // those that few problems have are in boxes, since a problem is the error of many a result
     /// With `insufficient_funds`: how much is missing at `at`; 1 to 9223372036854775808.
-    shortfall: Option<u64>,
+    shortfall: Option<Box<u64>>,
     /// With `insufficient_funds`: the largest withdrawal that would have been accepted at the change's timestamp.
-    available: Option<i64>,
+    available: Option<Box<i64>>,
+    /// With `precondition_failed`: the user's version, which is the `ETag` too.
+    version: Option<Box<i64>>,
 }
 
 impl Problem {
@@ -135,6 +142,7 @@ impl Problem {
             at: None,
             shortfall: None,
             available: None,
+            version: None,
         }
     }
 
@@ -156,6 +164,7 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
+        let version = self.version.as_deref().copied();
         let mut response = Response::builder()
             .status(self.status())
             .content_type(PROBLEM_JSON)
@@ -163,6 +172,9 @@ impl IntoResponse for Problem {
         if let Some(seconds) = self.retry_after() {
             let seconds = HeaderValue::from_static(seconds);
             response.headers_mut().insert(header::RETRY_AFTER, seconds);
+        }
+        if let Some(version) = version {
+            response.headers_mut().insert(header::ETAG, entity_tag(version));
         }
         response
     }
@@ -215,8 +227,8 @@ impl From<ChangeError> for Problem {
                 available,
             }) => Problem {
                 at: Some(Box::new(DateTime::from(at))),
-                shortfall: Some(shortfall),
-                available: Some(available),
+                shortfall: Some(Box::new(shortfall)),
+                available: Some(Box::new(available)),
                 ..Problem::new(
                     Code::InsufficientFunds,
                     format!(
@@ -240,6 +252,16 @@ impl From<ChangeError> for Problem {
                 "This Idempotency-Key was accepted with another balanceChange, timestamp or context of this user; \
                  nothing was changed. Repeat the first request as it was, or use a new key.",
             ),
+            ChangeError::PreconditionFailed { version } => Problem {
+                version: Some(Box::new(version)),
+                ..Problem::new(
+                    Code::PreconditionFailed,
+                    format!(
+                        "The user is at version {version}, which If-Match does not name; nothing was changed. Read what \
+                         you rest on again, and send the change with the ETag of that answer."
+                    ),
+                )
+            },
             ChangeError::Unavailable(unavailable) => unavailable.into(),
             ChangeError::OutcomeUnknown => Problem::new(
                 Code::OutcomeUnknown,
@@ -288,14 +310,14 @@ impl<P: Problems> ApiResponse for ProblemOf<P> {
                 content_type: PROBLEM_JSON,
                 schema: Problem::schema_ref(),
             }],
-            headers: if *status == 503 {
-                vec![response_header(
+            headers: match *status {
+                503 => vec![response_header(
                     header::RETRY_AFTER,
                     "Seconds to wait before trying again.",
                     u32::schema_ref(),
-                )]
-            } else {
-                Vec::new()
+                )],
+                412 => vec![etag_header()],
+                _ => Vec::new(),
             },
         };
         MetaResponses {
@@ -316,7 +338,10 @@ pub fn response_header(name: HeaderName, description: &str, schema: MetaSchemaRe
         first.into_iter().chain(letters).collect::<String>()
     });
     MetaHeader {
-        name: words.collect::<Vec<_>>().join("-"),
+        name: match name {
+            header::ETAG => "ETag".to_owned(),
+            _ => words.collect::<Vec<_>>().join("-"),
+        },
         description: Some(description.to_owned()),
         required: false,
         deprecated: false,

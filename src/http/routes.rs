@@ -49,6 +49,7 @@ impl Offer {
         let mut segments = path.strip_prefix('/')?.split('/');
         let pattern = match (segments.next()?, segments.next(), segments.next()) {
             (_, Some("balance"), None) => "/{userId}/balance",
+            (_, Some("available"), None) => "/{userId}/available",
             (_, Some("history"), None) => "/{userId}/history",
             (_, None, None) => path,
             _ => return None,
@@ -62,13 +63,14 @@ impl Offer {
     }
 }
 
-static ROUTES: [KnownRoute; 8] = [
+static ROUTES: [KnownRoute; 9] = [
     KnownRoute {
         pattern: "/changeBalance",
         methods: "POST",
         audience: Audience::Client(Scope::Write),
     },
     reading("/{userId}/balance", Audience::Client(Scope::Read)),
+    reading("/{userId}/available", Audience::Client(Scope::Read)),
     reading("/{userId}/history", Audience::Client(Scope::Read)),
     reading("/livez", Audience::Prober),
     reading("/readyz", Audience::Prober),
@@ -94,6 +96,7 @@ mod tests {
         for (path, pattern) in [
             ("/alice/balance", Some("/{userId}/balance")),
             ("/docs/history", Some("/{userId}/history")),
+            ("/available/available", Some("/{userId}/available")),
             ("/docs", Some("/docs")),
             ("/changeBalance", Some("/changeBalance")),
             ("/alice", None),

@@ -2,19 +2,13 @@
 
 use std::borrow::Cow;
 
-use poem::http::{HeaderName, HeaderValue};
-use poem::{IntoResponse, Response};
-use poem_openapi::payload::Payload;
-use poem_openapi::registry::{
-    MetaHeader, MetaMediaType, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef, Registry,
-};
+use poem_openapi::registry::{MetaSchema, MetaSchemaRef, Registry};
 use poem_openapi::types::{ParseError, ParseFromJSON, ParseFromParameter, ParseResult, ToJSON, Type};
-use poem_openapi::{ApiResponse, Object};
+use poem_openapi::{Enum, Object};
 use serde_json::{Value, json};
 
-use super::problem::response_header;
 use crate::domain::{Context, IdempotencyKey, Timestamp, UserId};
-use crate::service;
+use crate::service::{self, DryRun};
 use crate::store::HistoryEntry;
 
 /// A text whose schema says more than that it is one. Parameters of such a type are taken as they come; the handler
@@ -154,6 +148,36 @@ text!(
     }
 );
 
+text!(
+    /// The user's version as a strong entity tag.
+    EntityTagText,
+    MetaSchema {
+        pattern: Some(r#"^"(0|[1-9][0-9]{0,18})"$"#.to_owned()),
+        example: Some("\"3\"".into()),
+        ..MetaSchema::new("string")
+    }
+);
+
+text!(
+    /// Entity tags in a condition.
+    EntityTagsText,
+    MetaSchema {
+        // Tags with commas between them; see RFC 9110, section 13.1.
+        pattern: Some(r#"^(\*|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$"#.to_owned()),
+        example: Some("\"3\"".into()),
+        ..MetaSchema::new("string")
+    }
+);
+
+text!(
+    /// Whether a change is only tried.
+    DryRunText,
+    MetaSchema {
+        default: Some(false.into()),
+        ..MetaSchema::new("boolean")
+    }
+);
+
 impl From<Timestamp> for DateTime {
     fn from(timestamp: Timestamp) -> Self {
         Self(timestamp.to_string())
@@ -236,11 +260,19 @@ impl Type for ChangeBody {
     }
 }
 
-/// An accepted change.
+/// Whether the Approver has a say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enum)]
+#[oai(rename_all = "snake_case")]
+pub enum Approval {
+    /// It would be asked, and was not.
+    NotAsked,
+}
+
+/// An accepted change, or with `dryRun` one that would be accepted.
 #[derive(Clone, Debug, Object)]
-#[oai(rename_all = "camelCase")]
+#[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
 pub struct Change {
-    /// The operation's name, in the history and in the operations log.
+    /// The operation's name, in the history and in the operations log; with `dryRun` in the operations log only.
     operation_id: OperationIdText,
     /// Whose balance was changed.
     user_id: UserIdText,
@@ -250,6 +282,11 @@ pub struct Change {
     balance_change: i64,
     /// The balance at `timestamp` when the change was accepted, with it.
     balance: i64,
+    /// `true` if the change was only tried: nothing is stored. Absent otherwise.
+    dry_run: Option<bool>,
+    /// With `dryRun`, for a change larger than the approval threshold: `not_asked`, since only the Approver itself can tell
+    /// whether it would approve.
+    approval: Option<Approval>,
 }
 
 impl From<service::Change> for Change {
@@ -260,6 +297,11 @@ impl From<service::Change> for Change {
             timestamp: change.timestamp.into(),
             balance_change: change.balance_change,
             balance: change.balance,
+            dry_run: change.dry_run.map(|_| true),
+            approval: match change.dry_run {
+                Some(DryRun::NotApproved) => Some(Approval::NotAsked),
+                Some(DryRun::Judged) | None => None,
+            },
         }
     }
 }
@@ -276,12 +318,34 @@ pub struct Balance {
     balance: i64,
 }
 
-impl From<service::Balance> for Balance {
-    fn from(balance: service::Balance) -> Self {
+impl From<service::FigureAnswer> for Balance {
+    fn from(answer: service::FigureAnswer) -> Self {
         Self {
-            user_id: UserIdText(balance.user_id.to_string()),
-            timestamp: balance.timestamp.into(),
-            balance: balance.balance,
+            user_id: UserIdText(answer.user_id.to_string()),
+            timestamp: answer.timestamp.into(),
+            balance: answer.amount,
+        }
+    }
+}
+
+/// How much of a user's balance can be withdrawn at a moment.
+#[derive(Clone, Debug, Object)]
+#[oai(rename_all = "camelCase")]
+pub struct Available {
+    /// Whose balance it is.
+    user_id: UserIdText,
+    /// When it would be withdrawn, in UTC.
+    timestamp: DateTime,
+    /// The largest withdrawal that would be accepted at `timestamp`: the lowest balance at that moment and all later ones.
+    available: i64,
+}
+
+impl From<service::FigureAnswer> for Available {
+    fn from(answer: service::FigureAnswer) -> Self {
+        Self {
+            user_id: UserIdText(answer.user_id.to_string()),
+            timestamp: answer.timestamp.into(),
+            available: answer.amount,
         }
     }
 }
@@ -340,102 +404,4 @@ pub struct History {
 pub struct Status {
     /// `alive` or `ready`.
     pub status: String,
-}
-
-/// A body of JSON, under the media type without the parameter that poem-openapi's own adds.
-#[derive(Clone, Debug)]
-pub struct Json<T>(pub T);
-
-impl<T: Type> Payload for Json<T> {
-    const CONTENT_TYPE: &'static str = "application/json";
-
-    fn schema_ref() -> MetaSchemaRef {
-        T::schema_ref()
-    }
-
-    fn register(registry: &mut Registry) {
-        T::register(registry);
-    }
-}
-
-impl<T: ToJSON> IntoResponse for Json<T> {
-    fn into_response(self) -> Response {
-        Response::builder()
-            .content_type(Self::CONTENT_TYPE)
-            .body(self.0.to_json_string())
-    }
-}
-
-/// A 200 with a body, which poem-openapi would leave without a description.
-#[derive(Clone, Debug)]
-pub struct Success<T>(pub T);
-
-impl<T: ToJSON> IntoResponse for Success<T> {
-    fn into_response(self) -> Response {
-        Json(self.0).into_response()
-    }
-}
-
-impl<T: ToJSON> ApiResponse for Success<T> {
-    fn meta() -> MetaResponses {
-        MetaResponses {
-            responses: vec![success::<T>("The answer.", vec![])],
-        }
-    }
-
-    fn register(registry: &mut Registry) {
-        T::register(registry);
-    }
-}
-
-/// A 200 for a change, and whether it is the first answer again.
-#[derive(Clone, Debug)]
-pub struct Changed {
-    /// The answer.
-    pub change: Change,
-    /// Whether it was given before.
-    pub replayed: bool,
-}
-
-const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
-
-impl IntoResponse for Changed {
-    fn into_response(self) -> Response {
-        let mut response = Json(self.change).into_response();
-        if self.replayed {
-            let headers = response.headers_mut();
-            headers.insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
-        }
-        response
-    }
-}
-
-impl ApiResponse for Changed {
-    fn meta() -> MetaResponses {
-        let replayed = response_header(
-            IDEMPOTENCY_REPLAYED,
-            "`true` when this is the first answer again.",
-            bool::schema_ref(),
-        );
-        MetaResponses {
-            responses: vec![success::<Change>("The change was accepted.", vec![replayed])],
-        }
-    }
-
-    fn register(registry: &mut Registry) {
-        Change::register(registry);
-    }
-}
-
-fn success<T: Type>(description: &'static str, headers: Vec<MetaHeader>) -> MetaResponse {
-    MetaResponse {
-        description,
-        status: Some(200),
-        status_range: None,
-        content: vec![MetaMediaType {
-            content_type: Json::<T>::CONTENT_TYPE,
-            schema: T::schema_ref(),
-        }],
-        headers,
-    }
 }

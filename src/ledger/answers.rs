@@ -92,6 +92,7 @@ impl Pending {
         Recorded {
             id: self.proposal.operation.id,
             balance: entry.balance_after,
+            version: entry.seq,
             replayed: false,
         }
     }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::answers::{Answers, Pending};
 use super::contention::Contended;
-use super::{Answer, Recorded, SHARED_GRACE, Unavailable, judge};
+use super::{Answer, SHARED_GRACE, Unavailable, judge};
 use crate::causes::causes;
 use crate::domain::{Changes, Entry, OperationId, UserId};
 use crate::metrics::{BatchKind, Metrics, RetryReason, Statement};
@@ -82,15 +82,10 @@ impl UserChanges {
     }
 
     /// Answers those in doubt that are stored; the others whose fate is decided are in doubt no more.
-    fn settle_doubts(&mut self, version: i64, stored: &HashMap<OperationId, i64>, answers: &mut Answers) {
+    fn settle_doubts(&mut self, version: i64, stored: &HashMap<OperationId, Entry>, answers: &mut Answers) {
         let is_stored = |pending: &mut Pending| stored.contains_key(&pending.proposal.operation.id);
         for pending in self.changes.extract_if(.., is_stored) {
-            let id = pending.proposal.operation.id;
-            let recorded = Recorded {
-                id,
-                balance: stored[&id],
-                replayed: false,
-            };
+            let recorded = pending.accepted(stored[&pending.proposal.operation.id]);
             answers.push(pending, Ok(recorded));
         }
         for pending in &mut self.changes {
@@ -281,13 +276,13 @@ impl<S: LedgerStore> Recorder<S> {
         Ok((places, shared_by(requests(groups), states).await?))
     }
 
-    /// The changes in doubt that turn out to be stored, with the balance after each. The user is at `version`.
+    /// The changes in doubt that turn out to be stored, with the place of each. The user is at `version`.
     async fn doubts(
         &self,
         group: &UserChanges,
         version: i64,
         deadline: Instant,
-    ) -> Result<HashMap<OperationId, i64>, StoreError> {
+    ) -> Result<HashMap<OperationId, Entry>, StoreError> {
         let decided = group.changes.iter().filter(|pending| pending.is_decided_at(version));
         let operations: Vec<_> = decided
             .map(|pending| (pending.proposal.operation.timestamp, pending.proposal.operation.id))

@@ -31,6 +31,11 @@ pub enum ChangeError {
     Refused(Refusal),
     /// The idempotency key was used for another operation of the user.
     IdempotencyKeyReused,
+    /// The user is not at a version that it was asked for at.
+    PreconditionFailed {
+        /// The user's version.
+        version: i64,
+    },
     /// Nothing was changed, and the same may work later.
     Unavailable(Unavailable),
     /// It may have been applied, or may still be.
@@ -59,6 +64,7 @@ impl ChangeError {
             ChangeError::Refused(Refusal::InsufficientFunds { .. }) => "insufficient_funds",
             ChangeError::Refused(Refusal::BalanceLimit { .. }) => "balance_limit",
             ChangeError::IdempotencyKeyReused => "idempotency_key_reused",
+            ChangeError::PreconditionFailed { .. } => "precondition_failed",
             ChangeError::Unavailable(unavailable) => unavailable.code(),
             ChangeError::OutcomeUnknown => "outcome_unknown",
         }

@@ -3,7 +3,7 @@
 //! What arrives while statements are under way is collected, and goes into the next one together: an idle service answers
 //! each operation at once, and a busy one pays for a round trip, a commit and a write of the operations log once for many.
 //!
-//! - `balances`: one reading for all balances that are asked for.
+//! - `readings`: one reading for all balances that are asked for, and one for all that could be withdrawn.
 //! - `lanes`: changes, in batches of many users. A user's changes always go through the same lane, so that a replica
 //!   never races itself.
 //! - `turns`: one user at a time, round by round, for what a batch could not settle: another replica was faster, a
@@ -19,10 +19,10 @@
 mod answers;
 mod attempt;
 mod backlog;
-mod balances;
 mod contention;
 mod error;
 mod lanes;
+mod readings;
 #[cfg(test)]
 mod tests;
 mod turns;
@@ -38,16 +38,16 @@ use crate::config::LedgerConfig;
 use crate::domain::{Entry, IdempotencyKey, Operation, OperationId, Timeline, UserId};
 use crate::metrics::{Metrics, Statement};
 use crate::operations_log::{OperationsLog, Slot};
-use crate::store::{EarlierOperation, Group, LedgerStore, Reach, Store, StoreError, repeat_read};
+use crate::store::{EarlierOperation, Group, LedgerStore, Reach, Reading, Store, StoreError, repeat_read};
 use crate::telemetry::RequestContext;
 use attempt::Recorder;
-use balances::Balances;
 use lanes::Lanes;
+use readings::Readings;
 
 pub use answers::{LOG_GRACE, change_record, with_line};
 pub use backlog::{Backlog, Waiting};
-pub use balances::Question;
 pub use error::{ChangeError, Unavailable};
+pub use readings::{Figure, Question};
 
 /// How much longer than its own deadline an operation may take because it shares a statement with others.
 const SHARED_GRACE: Duration = Duration::from_secs(1);
@@ -78,8 +78,28 @@ pub struct Proposal {
     pub operation: Arc<Operation>,
     /// The key under which a repeat is recognised.
     pub idempotency_key: Option<IdempotencyKey>,
+    /// The version that the user must be at.
+    pub precondition: Option<Precondition>,
     /// Whether the Approver was asked, and approved.
     pub approved: bool,
+}
+
+/// The version that a user must be at for a change to be judged at all: the caller rests on what it has read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Precondition {
+    /// Any but the first, 0: something of the user is stored.
+    AnyStored,
+    /// One of these; of none, it never holds.
+    OneOf(Vec<i64>),
+}
+
+impl Precondition {
+    fn holds_at(&self, version: i64) -> bool {
+        match self {
+            Precondition::AnyStored => version > 0,
+            Precondition::OneOf(versions) => versions.contains(&version),
+        }
+    }
 }
 
 /// A change that is stored.
@@ -89,6 +109,8 @@ pub struct Recorded {
     pub id: OperationId,
     /// The balance at its timestamp when it was accepted, with it.
     pub balance: i64,
+    /// The user's version with it.
+    pub version: i64,
     /// Whether it had been stored before, under the same idempotency key.
     pub replayed: bool,
 }
@@ -102,7 +124,7 @@ pub struct Ledger<S = Store> {
     metrics: Arc<Metrics>,
     log: OperationsLog,
     lanes: Lanes,
-    balances: Balances,
+    readings: Readings,
 }
 
 impl<S: LedgerStore> Ledger<S> {
@@ -119,7 +141,7 @@ impl<S: LedgerStore> Ledger<S> {
         let recorder = Recorder::new(Arc::clone(&store), Arc::clone(&metrics), instance);
         Self {
             lanes: Lanes::start(&Arc::new(recorder), config, batches_apart),
-            balances: Balances::start(&store, &metrics, config),
+            readings: Readings::start(&store, &metrics, config),
             store,
             metrics,
             log,
@@ -136,23 +158,23 @@ impl<S: LedgerStore> Ledger<S> {
         self.lanes.waiting()
     }
 
-    /// How many balances are asked for and not answered.
+    /// How many figures are asked for and not answered.
     pub fn questions_waiting(&self) -> usize {
-        self.balances.waiting()
+        self.readings.waiting()
     }
 
-    /// Whether one balance more that is asked for would wait for too long.
-    pub fn is_full_of_questions(&self) -> bool {
-        self.balances.is_full()
+    /// Whether one question more for this figure would wait for too long.
+    pub fn is_full_of_questions(&self, figure: Figure) -> bool {
+        self.readings.is_full(figure)
     }
 
-    /// The balance of a user as of a moment; its line is with the operating system.
+    /// A figure of a user as of a moment; its line is with the operating system.
     ///
     /// # Errors
     ///
     /// [`Unavailable`] says what kept it from being read.
-    pub async fn balance(&self, question: Question, place: Place) -> Result<(UserId, i64), Unavailable> {
-        self.balances.ask(question, place).await
+    pub async fn read(&self, question: Question, place: Place) -> Result<(UserId, Reading), Unavailable> {
+        self.readings.ask(question, place).await
     }
 
     /// Tells at once what is known of a change from one reading: `Ok(())` if it would be accepted now, or if nothing is
@@ -162,21 +184,35 @@ impl<S: LedgerStore> Ledger<S> {
     ///
     /// `Err` holds the answer, which may be a good one: the change may have been stored before under the same key.
     pub async fn foresee(&self, proposal: &Proposal, deadline: Instant) -> Result<(), Answer> {
+        match self.look_at(proposal, deadline).await {
+            Ok(verdict) => verdict.map(|_| ()),
+            // A look ahead spares work when there is room for it. Whether a key is known must be found out, though.
+            Err(StoreError::Busy) if proposal.idempotency_key.is_none() => Ok(()),
+            Err(error) => Err(Err(Unavailable::from(error).into())),
+        }
+    }
+
+    /// What the ledger would make of a change now, from one reading: the place it would get. Nothing is stored and no line
+    /// is written.
+    ///
+    /// # Errors
+    ///
+    /// `Err` holds the answer, which may be a good one: the change may have been stored before under the same key.
+    pub async fn verdict(&self, proposal: &Proposal, deadline: Instant) -> Result<Entry, Answer> {
+        let looked = self.look_at(proposal, deadline).await;
+        looked.unwrap_or_else(|error| Err(Err(Unavailable::from(error).into())))
+    }
+
+    async fn look_at(&self, proposal: &Proposal, deadline: Instant) -> Result<Result<Entry, Answer>, StoreError> {
         let group = [Group::of(&proposal.operation, proposal.idempotency_key.as_ref())];
         let read = repeat_read(deadline, || {
             let reading = self.store.states(&group, Reach::Unlimited, deadline);
             self.metrics.database.statement(Statement::ReadUsers, reading)
         });
-        let states = match read.await {
-            Ok(states) => states,
-            // A look ahead spares work when there is room for it. Whether a key is known must be found out, though.
-            Err(StoreError::Busy) if proposal.idempotency_key.is_none() => return Ok(()),
-            Err(error) => return Err(Err(Unavailable::from(error).into())),
+        let Some(mut state) = read.await?.into_iter().next() else {
+            return Ok(Err(Err(Unavailable::Internal.into())));
         };
-        let Some(mut state) = states.into_iter().next() else {
-            return Err(Err(Unavailable::Internal.into()));
-        };
-        judge(proposal, &mut state.timeline, &state.earlier).map(|_| ())
+        Ok(judge(proposal, &mut state.timeline, &state.earlier))
     }
 
     /// Stores a change, at most once. Its line is with the operating system when this returns, whatever the answer, and is
@@ -232,12 +268,19 @@ fn judge(
     earlier: &HashMap<String, EarlierOperation>,
 ) -> Result<Entry, Answer> {
     let key = proposal.idempotency_key.as_ref().map(IdempotencyKey::as_str);
-    match key.and_then(|key| earlier.get(key)) {
-        Some(earlier) => Err(repeat(&proposal.operation, earlier)),
-        None => timeline
-            .accept(&proposal.operation)
-            .map_err(|refusal| Err(ChangeError::Refused(refusal))),
+    // A repeat first: what it repeats has moved the user on from the version that it was asked for at.
+    if let Some(earlier) = key.and_then(|key| earlier.get(key)) {
+        return Err(repeat(&proposal.operation, earlier));
     }
+    let version = timeline.version();
+    if let Some(precondition) = &proposal.precondition
+        && !precondition.holds_at(version)
+    {
+        return Err(Err(ChangeError::PreconditionFailed { version }));
+    }
+    timeline
+        .accept(&proposal.operation)
+        .map_err(|refusal| Err(ChangeError::Refused(refusal)))
 }
 
 /// The first answer again, if it was the same operation.
@@ -250,7 +293,8 @@ fn repeat(operation: &Operation, earlier: &EarlierOperation) -> Answer {
     }
     Ok(Recorded {
         id: earlier.id,
-        balance: earlier.balance_after,
+        balance: earlier.entry.balance_after,
+        version: earlier.entry.seq,
         // One that was in doubt is found under its own name.
         replayed: earlier.id != operation.id,
     })

@@ -65,6 +65,8 @@ impl Label for BatchKind {
 pub enum Statement {
     /// Reads balances.
     ReadBalances,
+    /// Reads how much could be withdrawn.
+    ReadAvailable,
     /// Reads users, with what their changes need of the timelines.
     ReadUsers,
     /// Looks for changes whose commit gave no result.
@@ -78,6 +80,7 @@ pub enum Statement {
 impl Label for Statement {
     const ALL: &'static [Self] = &[
         Self::ReadBalances,
+        Self::ReadAvailable,
         Self::ReadUsers,
         Self::FindStored,
         Self::Commit,
@@ -87,6 +90,7 @@ impl Label for Statement {
     fn label(self) -> &'static str {
         match self {
             Statement::ReadBalances => "read_balances",
+            Statement::ReadAvailable => "read_available",
             Statement::ReadUsers => "read_users",
             Statement::FindStored => "find_stored",
             Statement::Commit => "commit",
@@ -147,10 +151,12 @@ impl Label for VerdictLabel {
 /// Where operations wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Queue {
-    /// Balances that are asked for, until they are answered.
+    /// Balances that are asked for, and what is available, until they are answered.
     Balances,
     /// Changes, from when they join their lane until they are answered.
     Changes,
+    /// Changes that are only tried, until it is known what would come of them.
+    DryRuns,
     /// Pages of histories, until they are read.
     History,
     /// Places for lines in the operations log, from when an operation begins until the writer takes up its line.
@@ -158,12 +164,19 @@ pub enum Queue {
 }
 
 impl Label for Queue {
-    const ALL: &'static [Self] = &[Self::Balances, Self::Changes, Self::History, Self::OperationsLog];
+    const ALL: &'static [Self] = &[
+        Self::Balances,
+        Self::Changes,
+        Self::DryRuns,
+        Self::History,
+        Self::OperationsLog,
+    ];
 
     fn label(self) -> &'static str {
         match self {
             Queue::Balances => "balances",
             Queue::Changes => "changes",
+            Queue::DryRuns => "dry_runs",
             Queue::History => "history",
             Queue::OperationsLog => "operations_log",
         }

@@ -60,6 +60,8 @@ pub enum OperationName {
 pub enum Outcome {
     /// It was done.
     Accepted,
+    /// It was not to be done, and would have been.
+    WouldBeAccepted,
     /// It had been done before under the same idempotency key; the first answer was given again.
     Replayed,
     /// It may have been done or may still be: the problem `outcome_unknown`.
@@ -72,6 +74,7 @@ impl Serialize for Outcome {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(match self {
             Self::Accepted => "accepted",
+            Self::WouldBeAccepted => "would_be_accepted",
             Self::Replayed => "replayed",
             Self::Unknown => "outcome_unknown",
             Self::Problem(code) => code,
@@ -102,8 +105,8 @@ impl<'a> Record<'a> {
     /// Whether the line tells of a change that is in the database, or may be. Such a line is never given up.
     pub(super) fn may_be_committed(&self) -> bool {
         match self.outcome {
-            Outcome::Accepted | Outcome::Unknown => self.operation == OperationName::ChangeBalance && !self.dry_run,
-            Outcome::Replayed | Outcome::Problem(_) => false,
+            Outcome::Accepted | Outcome::Unknown => self.operation == OperationName::ChangeBalance,
+            Outcome::WouldBeAccepted | Outcome::Replayed | Outcome::Problem(_) => false,
         }
     }
 

@@ -6,7 +6,7 @@ use futures_util::TryFutureExt;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{Admission, ChangeError, Service, Unavailable, write_line};
+use super::{Admission, ChangeError, Precondition, Service, Unavailable, write_line};
 use crate::approver::{ApproverError, Verdict};
 use crate::causes::causes;
 use crate::domain::{CallerName, Context, IdempotencyKey, Operation, OperationId, Timestamp, UserId};
@@ -27,14 +27,18 @@ pub struct ChangeRequest {
     pub timestamp: Timestamp,
     /// The key under which a repeat is recognised.
     pub idempotency_key: Option<IdempotencyKey>,
+    /// The version that the user must be at.
+    pub precondition: Option<Precondition>,
+    /// Whether only to tell what would come of it.
+    pub dry_run: bool,
     /// Who asks, where callers are known.
     pub caller: Option<CallerName>,
 }
 
-/// A change that was accepted.
+/// A change that was accepted, or would be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// The operation's name.
+    /// The operation's name; of one that would be accepted, the name of this answer in the operations log.
     pub operation_id: OperationId,
     /// Whose balance.
     pub user_id: UserId,
@@ -44,8 +48,21 @@ pub struct Change {
     pub balance_change: i64,
     /// The balance at `timestamp` when the operation was accepted, with it.
     pub balance: i64,
+    /// The user's version with it; or, if it only would be accepted, without it.
+    pub version: i64,
     /// Whether it had been accepted before, and this is that answer again.
     pub replayed: bool,
+    /// Whether nothing was to be changed.
+    pub dry_run: Option<DryRun>,
+}
+
+/// What is to be said of a change that was only tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DryRun {
+    /// The ledger's verdict is all there is to it.
+    Judged,
+    /// The Approver would be asked as well, and was not.
+    NotApproved,
 }
 
 impl Service {
@@ -67,7 +84,11 @@ impl Service {
             approved: operation.balance_change.unsigned_abs() > self.config.approval_threshold,
             operation: Arc::clone(&operation),
             idempotency_key: request.idempotency_key,
+            precondition: request.precondition,
         };
+        if request.dry_run {
+            return self.dry_run(proposal).await;
+        }
         let answer = match self.admit(self.ledger.is_full_for(&operation.user_id))? {
             Admission::Admitted(place) if proposal.approved => {
                 let service = Arc::clone(self);
@@ -132,14 +153,16 @@ async fn answer_with_line(operation: &Operation, answer: Answer, slot: Slot, dea
 }
 
 impl Change {
-    fn new(operation: &Operation, recorded: Recorded) -> Self {
+    pub(super) fn new(operation: &Operation, recorded: Recorded) -> Self {
         Self {
             operation_id: recorded.id,
             user_id: operation.user_id.clone(),
             timestamp: operation.timestamp,
             balance_change: operation.balance_change,
             balance: recorded.balance,
+            version: recorded.version,
             replayed: recorded.replayed,
+            dry_run: None,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The use cases, each a readable page: change a balance, read one, read the history;
+//! The use cases, each a readable page: change a balance, try a change, read a figure, read the history;
 //! and the lines that an earlier run did not live to write.
 //!
 //! An operation holds a place among those under way and a place in the operations log's queue from its beginning, so that
@@ -6,13 +6,16 @@
 //! in a task of its own. Its answer is given only when its line is with the operating system.
 
 mod change;
+mod dry_run;
 mod observe;
 mod read;
 mod recovery;
+mod turns;
 
 pub use crate::ledger::{ChangeError, Unavailable};
-pub use change::{Change, ChangeRequest};
-pub use read::{Balance, BalanceRequest, HistoryPage, HistoryRequest};
+pub use crate::ledger::{Figure, Precondition};
+pub use change::{Change, ChangeRequest, DryRun};
+pub use read::{FigureAnswer, FigureRequest, HistoryPage, HistoryRequest};
 pub use recovery::{Recovering, Recovery};
 
 use std::sync::Arc;
@@ -24,11 +27,12 @@ use tokio::time::{Instant, timeout_at};
 use crate::approver::Approver;
 use crate::config::{LedgerConfig, ServiceConfig};
 use crate::domain::Timestamp;
-use crate::ledger::{Backlog, LOG_GRACE, Ledger, Place};
+use crate::ledger::{LOG_GRACE, Ledger, Place};
 use crate::metrics::Metrics;
 use crate::operations_log::{LogFailure, LogUnavailable, OperationsLog, Record, Slot};
 use crate::store::{Store, StoreError, StoreReadiness};
 use crate::telemetry;
+use turns::Turns;
 
 /// How long PostgreSQL may take to show that it is ready.
 const READINESS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -42,26 +46,26 @@ pub struct Service {
     metrics: Arc<Metrics>,
     config: ServiceConfig,
     under_way: Arc<Semaphore>,
-    pages: Pages,
-}
-
-/// The pages of histories that are read: they take connections that all else needs too, so they get at most half of them.
-struct Pages {
-    at_work: Semaphore,
-    backlog: Arc<Backlog>,
+    /// Pages of histories.
+    pages: Turns,
+    /// Looks at what would become of changes.
+    dry_runs: Turns,
 }
 
 /// What a service does, as it is offered over HTTP. [`Service`] does it; the benchmarks have others, to tell what the store
 /// costs and what HTTP costs by itself.
 pub trait UseCases: Send + Sync + 'static {
-    /// Changes a balance, at most once.
+    /// Changes a balance, at most once; or tells what would come of it.
     fn change_balance(
         self: &Arc<Self>,
         request: ChangeRequest,
     ) -> impl Future<Output = Result<Change, ChangeError>> + Send;
 
-    /// The balance as of a moment, or as of now.
-    fn balance(self: &Arc<Self>, request: BalanceRequest) -> impl Future<Output = Result<Balance, Unavailable>> + Send;
+    /// A figure as of a moment, or as of now.
+    fn figure(
+        self: &Arc<Self>,
+        request: FigureRequest,
+    ) -> impl Future<Output = Result<FigureAnswer, Unavailable>> + Send;
 
     /// A page of a user's operations with the balance after each.
     fn history(
@@ -81,8 +85,8 @@ impl UseCases for Service {
         Service::change_balance(self, request).await
     }
 
-    async fn balance(self: &Arc<Self>, request: BalanceRequest) -> Result<Balance, Unavailable> {
-        Service::balance(self, request).await
+    async fn figure(self: &Arc<Self>, request: FigureRequest) -> Result<FigureAnswer, Unavailable> {
+        Service::figure(self, request).await
     }
 
     async fn history(self: &Arc<Self>, request: HistoryRequest) -> Result<HistoryPage, Unavailable> {
@@ -120,10 +124,9 @@ impl Service {
         let under_way = Arc::new(Semaphore::new(config.operations_in_flight));
         let store = Arc::new(store);
         let connections = store.most_connections();
-        let pages = Pages {
-            at_work: Semaphore::new((connections / 2).max(1)),
-            backlog: Backlog::new(ledger.longest_wait),
-        };
+        // All else needs connections too.
+        let pages = Turns::new(connections / 2, ledger.longest_wait);
+        let dry_runs = Turns::new(connections / 4, ledger.longest_wait);
         Self {
             ledger: Ledger::new(
                 Arc::clone(&store),
@@ -141,6 +144,7 @@ impl Service {
             config,
             under_way,
             pages,
+            dry_runs,
         }
     }
 

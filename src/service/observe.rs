@@ -27,7 +27,8 @@ impl Service {
         gauges.in_flight_limit.set(gauge_value(most));
         gauges.set_queue(Queue::Balances, self.ledger.questions_waiting());
         gauges.set_queue(Queue::Changes, self.ledger.changes_waiting());
-        gauges.set_queue(Queue::History, self.pages.backlog.waiting());
+        gauges.set_queue(Queue::DryRuns, self.dry_runs.waiting());
+        gauges.set_queue(Queue::History, self.pages.waiting());
     }
 
     fn observe_log(&self) {

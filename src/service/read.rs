@@ -1,39 +1,43 @@
-//! Reading a balance or the history: read, write the line, answer.
+//! Reading a figure or the history: read, write the line, answer.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use futures_util::FutureExt;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::{Admission, Service, Unavailable, now, write_line};
 use crate::domain::{CallerName, Timestamp, UserId};
-use crate::ledger::Question;
+use crate::ledger::{Figure, Question};
 use crate::metrics::Statement;
 use crate::operations_log::{OperationName, Outcome, Record};
-use crate::store::{HistoryEntry, HistoryOrder, HistoryQuery, Place, repeat_read};
+use crate::store::{HistoryEntry, HistoryOrder, HistoryQuery, Place, Standing, repeat_read};
 use crate::telemetry;
 
-/// Whose balance is asked for.
+/// Which figure is asked for.
 #[derive(Clone, Debug)]
-pub struct BalanceRequest {
+pub struct FigureRequest {
     /// Whose.
     pub user_id: UserId,
+    /// Which.
+    pub figure: Figure,
     /// As of when; now, if that is left open.
     pub at: Option<Timestamp>,
     /// Who asks, where callers are known.
     pub caller: Option<CallerName>,
 }
 
-/// A user's balance as of a moment.
+/// A figure of a user as of a moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Balance {
+pub struct FigureAnswer {
     /// Whose.
     pub user_id: UserId,
     /// As of when.
     pub timestamp: Timestamp,
-    /// The sum of all operations stamped at or before that moment.
-    pub balance: i64,
+    /// What was asked for.
+    pub amount: i64,
+    /// How many operations of the user were accepted when it was read.
+    pub version: i64,
+    /// Whether the same request gets the same amount for as long as the user stays at the version.
+    pub standing: Standing,
 }
 
 /// Which part of a history is asked for.
@@ -65,38 +69,37 @@ pub struct HistoryPage {
 }
 
 impl Service {
-    /// The balance as of a moment.
+    /// A figure as of a moment, or as of now.
     ///
     /// # Errors
     ///
     /// [`Unavailable`] says what kept the service from answering.
-    pub async fn balance(self: &Arc<Self>, request: BalanceRequest) -> Result<Balance, Unavailable> {
-        let BalanceRequest { user_id, at, caller } = request;
-        let timestamp = at.unwrap_or_else(now);
-        match self.admit(self.ledger.is_full_of_questions())? {
+    pub async fn figure(self: &Arc<Self>, request: FigureRequest) -> Result<FigureAnswer, Unavailable> {
+        let timestamp = request.at.unwrap_or_else(now);
+        let question = Question {
+            user_id: request.user_id,
+            figure: request.figure,
+            at: timestamp,
+            caller: request.caller,
+        };
+        match self.admit(self.ledger.is_full_of_questions(question.figure))? {
             Admission::Admitted(place) => {
-                let (user_id, balance) = self
-                    .ledger
-                    .balance(
-                        Question {
-                            user_id,
-                            at: timestamp,
-                            caller,
-                        },
-                        place,
-                    )
-                    .await?;
-                Ok(Balance {
+                let (user_id, reading) = self.ledger.read(question, place).await?;
+                Ok(FigureAnswer {
                     user_id,
                     timestamp,
-                    balance,
+                    amount: reading.amount,
+                    version: reading.version,
+                    standing: match request.at {
+                        // Time passes, and the moment that was asked about stays.
+                        Some(_) => Standing::Settled,
+                        None => reading.standing,
+                    },
                 })
             }
             Admission::Overloaded { slot, deadline } => {
                 let overloaded = Unavailable::Overloaded;
-                let caller = caller.as_ref();
-                let record = read_record(OperationName::GetBalance, &user_id, timestamp, caller, Some(overloaded));
-                write_line(slot, &record, deadline).await?;
+                write_line(slot, &question.record(Err(overloaded)), deadline).await?;
                 Err(overloaded)
             }
         }
@@ -108,7 +111,7 @@ impl Service {
     ///
     /// [`Unavailable`] says what kept the service from answering.
     pub async fn history(self: &Arc<Self>, request: HistoryRequest) -> Result<HistoryPage, Unavailable> {
-        let (slot, deadline, place) = match self.admit(self.pages.backlog.is_full())? {
+        let (slot, deadline, place) = match self.admit(self.pages.are_full())? {
             Admission::Admitted(place) => (place.slot, place.deadline, Some(place.under_way)),
             Admission::Overloaded { slot, deadline } => (slot, deadline, None),
         };
@@ -142,28 +145,12 @@ impl Service {
 
     /// Reads when it is its turn.
     async fn page(&self, query: &HistoryQuery, deadline: Instant) -> Result<Vec<HistoryEntry>, Unavailable> {
-        let waiting = self.pages.backlog.enter();
-        let entries = match timeout_at(deadline, self.pages.at_work.acquire()).await {
-            Ok(_turn) => self.read_page(query, deadline).await,
-            Err(_) => Err(Unavailable::Overloaded),
-        };
-        waiting.answered(usize::from(entries.is_ok()));
-        entries
-    }
-
-    /// Should it panic, that is told like any other failure, and gets its line.
-    async fn read_page(&self, query: &HistoryQuery, deadline: Instant) -> Result<Vec<HistoryEntry>, Unavailable> {
         let reading = repeat_read(deadline, || {
             let reading = self.store.history(query, deadline);
             self.metrics.database.statement(Statement::ReadHistory, reading)
         });
-        match AssertUnwindSafe(reading).catch_unwind().await {
-            Ok(read) => read.map_err(Unavailable::from),
-            Err(_) => {
-                tracing::error!("a page of a history was not read");
-                Err(Unavailable::Internal)
-            }
-        }
+        let reading = async { reading.await.map_err(Unavailable::from) };
+        self.pages.take(deadline, reading).await
     }
 }
 

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use tokio::time::Instant;
 
-use super::{CommitError, CommitOutcome, Group, GroupCommit, Reach, Store, StoreError, UserState};
-use crate::domain::{OperationId, Timestamp, UserId};
+use super::{CommitError, CommitOutcome, Group, GroupCommit, Reach, Reading, Store, StoreError, UserState};
+use crate::domain::{Entry, OperationId, Timestamp, UserId};
 
 /// A store that a ledger can be kept in. [`Store`] says what each of these does.
 pub trait LedgerStore: Send + Sync + 'static {
@@ -31,7 +31,7 @@ pub trait LedgerStore: Send + Sync + 'static {
         user_id: &UserId,
         operations: &[(Timestamp, OperationId)],
         deadline: Instant,
-    ) -> impl Future<Output = Result<HashMap<OperationId, i64>, StoreError>> + Send;
+    ) -> impl Future<Output = Result<HashMap<OperationId, Entry>, StoreError>> + Send;
 
     /// See [`Store::balances_at`].
     fn balances_at(
@@ -39,7 +39,15 @@ pub trait LedgerStore: Send + Sync + 'static {
         user_ids: &[&str],
         moments: &[Timestamp],
         deadline: Instant,
-    ) -> impl Future<Output = Result<Vec<i64>, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Vec<Reading>, StoreError>> + Send;
+
+    /// See [`Store::available_at`].
+    fn available_at(
+        &self,
+        user_ids: &[&str],
+        moments: &[Timestamp],
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Vec<Reading>, StoreError>> + Send;
 }
 
 impl LedgerStore for Store {
@@ -66,7 +74,7 @@ impl LedgerStore for Store {
         user_id: &UserId,
         operations: &[(Timestamp, OperationId)],
         deadline: Instant,
-    ) -> Result<HashMap<OperationId, i64>, StoreError> {
+    ) -> Result<HashMap<OperationId, Entry>, StoreError> {
         self.stored_among(user_id, operations, deadline).await
     }
 
@@ -75,7 +83,16 @@ impl LedgerStore for Store {
         user_ids: &[&str],
         moments: &[Timestamp],
         deadline: Instant,
-    ) -> Result<Vec<i64>, StoreError> {
+    ) -> Result<Vec<Reading>, StoreError> {
         self.balances_at(user_ids, moments, deadline).await
+    }
+
+    async fn available_at(
+        &self,
+        user_ids: &[&str],
+        moments: &[Timestamp],
+        deadline: Instant,
+    ) -> Result<Vec<Reading>, StoreError> {
+        self.available_at(user_ids, moments, deadline).await
     }
 }

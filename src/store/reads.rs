@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use diesel::data_types::PgTimestamp;
-use diesel::sql_types::{Array, BigInt, Bool, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Bool, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
 use diesel::{ExpressionMethods, QueryDsl};
 use diesel_async::RunQueryDsl;
 use tokio::time::{Instant, timeout_at};
@@ -13,17 +13,38 @@ use super::conversion::{from_postgres, to_postgres};
 use super::schema::changes_history;
 use super::statement::statement;
 use super::{Store, StoreError};
-use crate::domain::{OperationId, Timestamp, UserId};
+use crate::domain::{Entry, OperationId, Timestamp, UserId};
 
-statement! {
-    /// For each user and moment, in the order given: one row of `balance` when nothing is later than the moment; otherwise
-    /// the last checkpoint at or before it and an index-only sum over what follows: a segment or two, unless one moment
-    /// holds more. One statement is one snapshot.
-    struct BalancesAt<'a> { user_ids: &'a [&'a str] => Array<Text>, moments: &'a [PgTimestamp] => Array<Timestamptz>, }
-    => (Array<BigInt>,)
-    r#"
-SELECT ARRAY(
-    SELECT CASE WHEN b.latest > q.at THEN (
+macro_rules! figures_statement {
+    ($(#[$meta:meta])* $name:ident, with_later_operations: $with_later_operations:literal) => {
+        statement! {
+            $(#[$meta])*
+            ///
+            /// For each user and moment, in the order given: one row of `balance` when nothing is later than the moment.
+            /// With each figure the user's version, and its [`Standing`]. One statement is one snapshot.
+            struct $name<'a> {
+                user_ids: &'a [&'a str] => Array<Text>,
+                moments: &'a [PgTimestamp] => Array<Timestamptz>,
+            }
+            => (Nullable<Array<BigInt>>, Nullable<Array<BigInt>>, Nullable<Array<SmallInt>>)
+            concat!(r#"
+SELECT array_agg(amount), array_agg(version), array_agg(standing)
+FROM (
+    SELECT CASE WHEN b.latest > q.at THEN ("#, $with_later_operations, r#")::bigint ELSE coalesce(b.balance, 0) END AS amount,
+        coalesce(b.version, 0) AS version,
+        CASE WHEN b.latest > b.recorded_at THEN 1 WHEN b.latest > q.at THEN 2 ELSE 0 END::smallint AS standing
+    FROM asked CROSS JOIN unnest(asked.user_ids, asked.moments) WITH ORDINALITY AS q (user_id, at, number)
+    LEFT JOIN balance b ON b.user_id = q.user_id
+    ORDER BY q.number) answered"#)
+        }
+    };
+}
+
+figures_statement! {
+    /// Balances. Where operations are later than the moment: the last checkpoint at or before it and an index-only sum over
+    /// what follows: a segment or two, unless one moment holds more.
+    BalancesAt,
+    with_later_operations: r#"
         SELECT coalesce(c.balance, 0) + coalesce((
             SELECT sum(h.balance_change) FROM changes_history h
             WHERE h.user_id = q.user_id AND h."timestamp" <= q.at
@@ -31,24 +52,16 @@ SELECT ARRAY(
         FROM (SELECT) AS always LEFT JOIN LATERAL (
             SELECT k."timestamp", k.balance FROM balance_checkpoints k
             WHERE k.user_id = q.user_id AND k."timestamp" <= q.at
-            ORDER BY k."timestamp" DESC LIMIT 1) c ON true)::bigint
-    ELSE coalesce(b.balance, 0) END
-    FROM asked CROSS JOIN unnest(asked.user_ids, asked.moments) WITH ORDINALITY AS q (user_id, at, number)
-    LEFT JOIN balance b ON b.user_id = q.user_id
-    ORDER BY q.number)"#
+            ORDER BY k."timestamp" DESC LIMIT 1) c ON true"#
 }
 
-statement! {
-    /// For each user and moment, in the order given, the lowest balance at that moment and all later ones: one row of
-    /// `balance` when nothing is later. Otherwise the lowest of: the balance at the moment; the balances after it in its
-    /// segment; the lowest of each later segment that is closed, which their checkpoints say; and the balances in the open
-    /// one. Of the history two or three segments are read, however long it is, and a checkpoint for each later segment. One
-    /// statement is one snapshot.
-    struct AvailableAt<'a> { user_ids: &'a [&'a str] => Array<Text>, moments: &'a [PgTimestamp] => Array<Timestamptz>, }
-    => (Array<BigInt>,)
-    r#"
-SELECT ARRAY(
-    SELECT CASE WHEN b.latest > q.at THEN (
+figures_statement! {
+    /// The lowest balance at the moment and all later ones. Where operations are later than the moment, the lowest of: the
+    /// balance at the moment; the balances after it in its segment; the lowest of each later segment that is closed, which
+    /// their checkpoints say; and the balances in the open one. Of the history two or three segments are read, however long
+    /// it is, and a checkpoint for each later segment.
+    AvailableAt,
+    with_later_operations: r#"
         SELECT least(own.lowest, later.lowest, open.lowest)
         FROM (SELECT) AS always
         LEFT JOIN LATERAL (
@@ -83,11 +96,7 @@ SELECT ARRAY(
                 FROM changes_history h
                 WHERE h.user_id = q.user_id AND h."timestamp" > last."timestamp"
                 GROUP BY h."timestamp") m
-            GROUP BY last.balance) open ON true)
-    ELSE coalesce(b.balance, 0) END
-    FROM asked CROSS JOIN unnest(asked.user_ids, asked.moments) WITH ORDINALITY AS q (user_id, at, number)
-    LEFT JOIN balance b ON b.user_id = q.user_id
-    ORDER BY q.number)"#
+            GROUP BY last.balance) open ON true"#
 }
 
 macro_rules! history_page {
@@ -146,6 +155,29 @@ statement! {
             ('balance_checkpoints', 'SELECT'), ('balance_checkpoints', 'INSERT'), ('balance_checkpoints', 'UPDATE'), \
             ('changes_history', 'SELECT'), ('changes_history', 'INSERT')) AS needed (relation, privilege)), false) \
      FROM asked"
+}
+
+/// A figure of a user as of a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// What was asked for.
+    pub amount: i64,
+    /// How many operations of the user were accepted when it was read.
+    pub version: i64,
+    /// Whether it is the user's at every later moment, too, until the next operation is accepted.
+    pub standing: Standing,
+}
+
+/// What the passing of time does to a figure while the user's version stays as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing: no operation is later than the moment that was asked about, nor was one in the future when it was recorded.
+    Settled,
+    /// An operation was in the future when it was recorded: it falls due without a step of the version.
+    FallsDue,
+    /// An operation is later than the moment that was asked about, and was not in the future when it was recorded. If the
+    /// moment was the now of a clock, that clock is behind PostgreSQL's.
+    Behind,
 }
 
 /// Which end of the timeline a page of the history begins at.
@@ -215,6 +247,24 @@ pub enum StoreReadiness {
     ReadOnly,
 }
 
+/// Amounts, versions and standings; nothing of nobody.
+type ReadingColumns = (Option<Vec<i64>>, Option<Vec<i64>>, Option<Vec<i16>>);
+
+fn to_readings((amounts, versions, standings): ReadingColumns) -> Vec<Reading> {
+    let numbers = amounts.into_iter().flatten().zip(versions.into_iter().flatten());
+    let readings = numbers.zip(standings.into_iter().flatten());
+    let readings = readings.map(|((amount, version), standing)| Reading {
+        amount,
+        version,
+        standing: match standing {
+            0 => Standing::Settled,
+            1 => Standing::FallsDue,
+            _ => Standing::Behind,
+        },
+    });
+    readings.collect()
+}
+
 type HistoryRow = (PgTimestamp, i64, i64, i64, String, Uuid, bool, PgTimestamp);
 
 impl Store {
@@ -229,14 +279,13 @@ impl Store {
         user_ids: &[&str],
         moments: &[Timestamp],
         deadline: Instant,
-    ) -> Result<Vec<i64>, StoreError> {
+    ) -> Result<Vec<Reading>, StoreError> {
         let moments: Vec<_> = moments.iter().copied().map(to_postgres).collect();
         let moments = moments.as_slice();
         let mut lease = self.connections.lease(deadline).await?;
         let statement = BalancesAt { user_ids, moments }.get_result(lease.connection());
         let result = timeout_at(deadline, statement).await;
-        let (balances,): (Vec<i64>,) = lease.end(result)?;
-        Ok(balances)
+        Ok(to_readings(lease.end(result)?))
     }
 
     /// How much could be withdrawn by users, each at a moment, in the order asked: the lowest balance at that moment and all
@@ -250,14 +299,13 @@ impl Store {
         user_ids: &[&str],
         moments: &[Timestamp],
         deadline: Instant,
-    ) -> Result<Vec<i64>, StoreError> {
+    ) -> Result<Vec<Reading>, StoreError> {
         let moments: Vec<_> = moments.iter().copied().map(to_postgres).collect();
         let moments = moments.as_slice();
         let mut lease = self.connections.lease(deadline).await?;
         let statement = AvailableAt { user_ids, moments }.get_result(lease.connection());
         let result = timeout_at(deadline, statement).await;
-        let (available,): (Vec<i64>,) = lease.end(result)?;
-        Ok(available)
+        Ok(to_readings(lease.end(result)?))
     }
 
     /// At most `query.limit` operations in the order asked for.
@@ -316,7 +364,7 @@ impl Store {
         Ok(rows.into_iter().map(entry).collect())
     }
 
-    /// Which of these operations of a user, each at its timestamp, are stored, and the balance after each.
+    /// Which of these operations of a user, each at its timestamp, are stored, and the place of each.
     ///
     /// # Errors
     ///
@@ -326,7 +374,7 @@ impl Store {
         user_id: &UserId,
         operations: &[(Timestamp, OperationId)],
         deadline: Instant,
-    ) -> Result<HashMap<OperationId, i64>, StoreError> {
+    ) -> Result<HashMap<OperationId, Entry>, StoreError> {
         let timestamps = operations.iter().map(|(timestamp, _)| to_postgres(*timestamp));
         let ids = operations.iter().map(|(_, id)| id.0);
         // The timestamps lead the primary key to the rows.
@@ -334,15 +382,17 @@ impl Store {
             .filter(changes_history::user_id.eq(user_id.as_str()))
             .filter(changes_history::timestamp.eq_any(timestamps.collect::<Vec<_>>()))
             .filter(changes_history::operation_id.eq_any(ids.collect::<Vec<_>>()))
-            .select((changes_history::operation_id, changes_history::balance_after));
+            .select((
+                changes_history::operation_id,
+                changes_history::seq,
+                changes_history::balance_after,
+            ));
         let mut lease = self.connections.lease(deadline).await?;
         let statement = rows.load(lease.connection());
         let result = timeout_at(deadline, statement).await;
-        let stored: Vec<(Uuid, i64)> = lease.end(result)?;
-        Ok(stored
-            .into_iter()
-            .map(|(id, balance)| (OperationId(id), balance))
-            .collect())
+        let stored: Vec<(Uuid, i64, i64)> = lease.end(result)?;
+        let entry = |(id, seq, balance_after)| (OperationId(id), Entry { seq, balance_after });
+        Ok(stored.into_iter().map(entry).collect())
     }
 
     /// Whether operations can be stored now.

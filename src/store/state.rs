@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::conversion::{from_postgres, from_stored_count, to_postgres, to_stored_count};
 use super::statement::statement;
 use super::{Group, Reach, Store, StoreError};
-use crate::domain::{Breach, Head, Moment, Operation, OperationId, Segment, SegmentLength, Timeline, Timestamp};
+use crate::domain::{Breach, Entry, Head, Moment, Operation, OperationId, Segment, SegmentLength, Timeline, Timestamp};
 
 statement! {
     /// The heads of all users, in one row of arrays; then, for those users of whom more is wanted, a row for each segment
@@ -53,7 +53,7 @@ statement! {
         Nullable<Timestamptz>, Nullable<BigInt>, Nullable<BigInt>,
         Nullable<Array<Timestamptz>>, Nullable<Array<BigInt>>,
         Nullable<Array<Text>>, Nullable<Array<SqlUuid>>, Nullable<Array<Timestamptz>>, Nullable<Array<BigInt>>,
-        Nullable<Array<Text>>, Nullable<Array<BigInt>>
+        Nullable<Array<Text>>, Nullable<Array<BigInt>>, Nullable<Array<BigInt>>
     )
     r#"
 , heads AS MATERIALIZED (
@@ -67,14 +67,14 @@ SELECT 0::bigint, NULL::integer,
     array_agg(latest ORDER BY number), array_agg(since_checkpoint ORDER BY number),
     NULL::timestamptz, NULL::boolean, NULL::boolean, NULL::boolean, NULL::timestamptz, NULL::bigint, NULL::bigint,
     NULL::timestamptz[], NULL::bigint[],
-    NULL::text[], NULL::uuid[], NULL::timestamptz[], NULL::bigint[], NULL::text[], NULL::bigint[]
+    NULL::text[], NULL::uuid[], NULL::timestamptz[], NULL::bigint[], NULL::text[], NULL::bigint[], NULL::bigint[]
 FROM heads
 UNION ALL
 SELECT q.number, part.number, NULL, NULL, NULL, NULL,
     coalesce(closed."timestamp", own."timestamp"), far."timestamp" IS NOT NULL, near.is_near, near.is_tail,
     part.until, previous.balance, later.lowest,
     moments.timestamps, moments.changes,
-    earlier.keys, earlier.ids, earlier.timestamps, earlier.changes, earlier.contexts, earlier.balances
+    earlier.keys, earlier.ids, earlier.timestamps, earlier.changes, earlier.contexts, earlier.seqs, earlier.balances
 FROM asked CROSS JOIN heads q
 CROSS JOIN LATERAL (
     SELECT q.operations > 1 AND count(*) BETWEEN 1 AND asked.near AS is_near,
@@ -133,7 +133,7 @@ LEFT JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT array_agg(h.idempotency_key) AS keys, array_agg(h.operation_id) AS ids,
         array_agg(h."timestamp") AS timestamps, array_agg(h.balance_change) AS changes,
-        array_agg(h.context) AS contexts, array_agg(h.balance_after) AS balances
+        array_agg(h.context) AS contexts, array_agg(h.seq) AS seqs, array_agg(h.balance_after) AS balances
     FROM changes_history h
     WHERE coalesce(part.number, 3) = 3 AND h.user_id = q.user_id
         AND h.idempotency_key = ANY (asked.idempotency_keys[q.first_key:q.last_key])) earlier
@@ -183,8 +183,8 @@ pub struct EarlierOperation {
     pub balance_change: i64,
     /// What it was for.
     pub context: String,
-    /// The balance at its timestamp when it was accepted, with it.
-    pub balance_after: i64,
+    /// Its place, as it was accepted.
+    pub entry: Entry,
 }
 
 impl UserState {
@@ -215,6 +215,7 @@ type StateRow = (
     Option<Vec<PgTimestamp>>,
     Option<Vec<i64>>,
     Option<Vec<String>>,
+    Option<Vec<i64>>,
     Option<Vec<i64>>,
 );
 
@@ -369,7 +370,7 @@ impl Store {
         let mut kind: fn(Head, Vec<Segment>, SegmentLength) -> Timeline = Timeline::new;
         for row in parts {
             let (_, part, _, _, _, _, last_checkpoint, is_far, is_near, is_tail, until, opening, lowest, ..) = row;
-            let (.., timestamps, changes, keys, ids, at, balance_changes, contexts, after) = row;
+            let (.., timestamps, changes, keys, ids, at, balance_changes, contexts, seqs, after) = row;
             closed_until = last_checkpoint.map(from_postgres);
             deep = deep.filter(|_| is_far != Some(true));
             lowest_closed = lowest;
@@ -386,7 +387,7 @@ impl Store {
                 });
             }
             if earlier.is_empty() {
-                earlier = to_earlier(keys, ids, at, balance_changes, contexts, after);
+                earlier = to_earlier(keys, ids, at.zip(balance_changes), contexts, seqs.zip(after));
             }
         }
         // The open segment of a user nobody has heard of is known without reading it, and is as well divided as any.
@@ -455,31 +456,31 @@ fn to_moments(timestamps: Option<Vec<PgTimestamp>>, changes: Option<Vec<i64>>) -
 fn to_earlier(
     keys: Option<Vec<String>>,
     ids: Option<Vec<Uuid>>,
-    timestamps: Option<Vec<PgTimestamp>>,
-    balance_changes: Option<Vec<i64>>,
+    changes: Option<(Vec<PgTimestamp>, Vec<i64>)>,
     contexts: Option<Vec<String>>,
-    balances: Option<Vec<i64>>,
+    entries: Option<(Vec<i64>, Vec<i64>)>,
 ) -> HashMap<String, EarlierOperation> {
     let Some(keys) = keys else {
         return HashMap::new();
     };
-    let places = timestamps
-        .into_iter()
-        .flatten()
-        .zip(balance_changes.into_iter().flatten());
-    let texts = contexts.into_iter().flatten().zip(balances.into_iter().flatten());
     let named = keys.into_iter().zip(ids.into_iter().flatten());
-    let earlier = named
-        .zip(places.zip(texts))
-        .map(|((key, id), ((at, balance_change), (context, balance_after)))| {
-            let earlier = EarlierOperation {
-                id: OperationId(id),
-                timestamp: from_postgres(at),
-                balance_change,
-                context,
-                balance_after,
-            };
-            (key, earlier)
-        });
+    let changes = changes
+        .into_iter()
+        .flat_map(|(timestamps, changes)| timestamps.into_iter().zip(changes));
+    let entries = entries
+        .into_iter()
+        .flat_map(|(seqs, balances)| seqs.into_iter().zip(balances));
+    let stored = contexts.into_iter().flatten().zip(entries);
+    let earlier = named.zip(changes).zip(stored);
+    let earlier = earlier.map(|(((key, id), (at, balance_change)), (context, (seq, balance_after)))| {
+        let earlier = EarlierOperation {
+            id: OperationId(id),
+            timestamp: from_postgres(at),
+            balance_change,
+            context,
+            entry: Entry { seq, balance_after },
+        };
+        (key, earlier)
+    });
     earlier.collect()
 }

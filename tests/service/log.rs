@@ -47,6 +47,10 @@ async fn every_answered_operation_has_one_line_with_the_fields_of_the_contract_i
             "operation": "changeBalance", "outcome": outcome, "userId": "a", "timestamp": NOON,
             "balanceChange": amount, "context": "test",
         });
+        if outcome == "insufficient_funds" {
+            line["available"] = json!(10);
+            line["shortfall"] = json!(1);
+        }
         if let Some(body) = answered {
             line["operationId"] = body["operationId"].clone();
             line["balance"] = body["balance"].clone();
@@ -62,7 +66,7 @@ async fn every_answered_operation_has_one_line_with_the_fields_of_the_contract_i
         (change_line("replayed", Some(&replayed.body), 10), all),
         (
             change_line("insufficient_funds", None, -11),
-            [&head[..], &["balanceChange", "context"]].concat(),
+            [&head[..], &["balanceChange", "context", "available", "shortfall"]].concat(),
         ),
         (read, [&head[..], &["balance"]].concat()),
         (read_now, [&head[..], &["balance"]].concat()),

@@ -5,12 +5,15 @@ mod support;
 
 mod answers;
 mod approval;
+mod available;
 mod bad_input;
 mod batches;
 mod clients;
+mod conditions;
 mod descriptors;
 mod document;
 mod doubt;
+mod dry_run;
 mod faults;
 mod garbage;
 mod hang_up;

@@ -153,7 +153,7 @@ async fn a_commit_that_gives_no_result_is_in_doubt_and_its_fate_can_be_read() {
     blocker.batch_execute("COMMIT").await.unwrap();
     let retried = commit(&store, &[commitment], &changes, soon()).await.unwrap();
     let stored = store.stored_among(&operation.user_id, &mine, soon()).await.unwrap();
-    assert_eq!(stored.get(&operation.id), Some(&15), "{retried:?}");
+    assert_eq!(stored.get(&operation.id), Some(&entry), "{retried:?}");
     assert_eq!(counts(&database).await, (2, 2, 0));
 }
 

@@ -307,7 +307,7 @@ async fn what_is_no_line_of_the_contract_is_found_with_file_and_number() {
         (
             "changeBalance",
             "transfer",
-            "operation: changeBalance, getBalance or getHistory, found \"transfer\"",
+            "operation: changeBalance, getBalance, getAvailable or getHistory, found \"transfer\"",
         ),
         (
             "\"accepted\"",

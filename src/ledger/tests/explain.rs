@@ -142,10 +142,18 @@ pub(super) fn all(schedule: &Schedule, store: &FakeStore, replicas: &[Replica], 
                 change(user, proposal, answer, exchange);
             }
             (What::Change(proposal), _) => assert!(user.stored(proposal.operation.id).is_none()),
-            (What::Read { at, .. }, Given::Read(Ok(balance))) => {
-                let seen = &user.models[exchange.begin..=exchange.end];
-                let is_true = |model: &Model| model.balance_at(*at) == i128::from(balance);
-                assert!(seen.iter().any(is_true), "never so: {exchange:?}");
+            (What::Read { figure, at, .. }, Given::Read(Ok(reading))) => {
+                let version = usize::try_from(reading.version).unwrap();
+                assert!(
+                    (exchange.begin..=exchange.end).contains(&version),
+                    "not the version: {exchange:?}"
+                );
+                let model = &user.models[version];
+                let amount = match figure {
+                    Figure::Balance => model.balance_at(*at),
+                    Figure::Available => model.available_at(*at).into(),
+                };
+                assert_eq!(amount, i128::from(reading.amount), "never so: {exchange:?}");
             }
             (What::Read { .. }, _) => {}
         }
@@ -175,8 +183,14 @@ fn change(user: &Replayed, proposal: &Proposal, answer: Answer, exchange: &Excha
     let Proposal {
         operation,
         idempotency_key: key,
+        precondition,
         ..
     } = proposal;
+    let may_be_judged_at = |version: usize| match precondition {
+        None => true,
+        Some(Precondition::AnyStored) => version != 0,
+        Some(Precondition::OneOf(versions)) => versions.iter().any(|one| usize::try_from(*one) == Ok(version)),
+    };
     let own = user.stored(operation.id);
     let of_key = key.as_ref().and_then(|key| user.of_key(key));
     let known_before = of_key.is_some_and(|row| version(row) <= exchange.begin);
@@ -185,8 +199,8 @@ fn change(user: &Replayed, proposal: &Proposal, answer: Answer, exchange: &Excha
             let first = of_key.expect("what is replayed is stored");
             assert!(own.is_none(), "applied again: {exchange:?}");
             assert_eq!(
-                (recorded.id, recorded.balance),
-                (first.operation.id, first.balance_after)
+                (recorded.id, recorded.balance, recorded.version),
+                (first.operation.id, first.balance_after, first.seq)
             );
             assert!(
                 is_same(operation, &first.operation) && version(first) <= exchange.end,
@@ -195,7 +209,14 @@ fn change(user: &Replayed, proposal: &Proposal, answer: Answer, exchange: &Excha
         }
         Ok(recorded) => {
             let own = own.unwrap_or_else(|| panic!("accepted and not stored: {exchange:?}"));
-            assert_eq!((recorded.id, recorded.balance), (operation.id, own.balance_after));
+            assert_eq!(
+                (recorded.id, recorded.balance, recorded.version),
+                (operation.id, own.balance_after, own.seq)
+            );
+            assert!(
+                may_be_judged_at(version(own) - 1),
+                "against its condition: {exchange:?}"
+            );
             assert!(is_same(operation, &own.operation) && own.key.as_deref() == key.as_ref().map(|key| key.as_str()));
             let while_asked = exchange.begin < version(own) && version(own) <= exchange.end;
             assert!(while_asked, "out of real-time order: {exchange:?}");
@@ -205,12 +226,21 @@ fn change(user: &Replayed, proposal: &Proposal, answer: Answer, exchange: &Excha
             let seen = exchange.begin..=exchange.end;
             let is_true = |at: usize| {
                 let key_is_free = of_key.is_none_or(|row| version(row) > at);
-                key_is_free && user.models[at].refusal(operation) == Some(refusal)
+                key_is_free && may_be_judged_at(at) && user.models[at].refusal(operation) == Some(refusal)
             };
             assert!(
                 own.is_none() && seen.into_iter().any(is_true),
                 "refused without reason: {exchange:?}"
             );
+        }
+        Err(ChangeError::PreconditionFailed { version: said }) => {
+            let said = usize::try_from(said).unwrap();
+            let key_is_free = of_key.is_none_or(|row| version(row) > said);
+            assert!(
+                own.is_none() && (exchange.begin..=exchange.end).contains(&said) && key_is_free,
+                "another version: {exchange:?}"
+            );
+            assert!(!may_be_judged_at(said), "its condition holds: {exchange:?}");
         }
         Err(ChangeError::IdempotencyKeyReused) => {
             let first = of_key.expect("a key that is reused is stored");
@@ -255,6 +285,7 @@ fn lines<'a>(text: &str, exchanges: impl Iterator<Item = &'a Exchange>, users: &
                     let recorded = Recorded {
                         id: operation.id,
                         balance: own.balance_after,
+                        version: own.seq,
                         replayed: false,
                     };
                     change_line(operation, &Ok(recorded))
@@ -277,12 +308,15 @@ fn expected(exchange: &Exchange) -> Option<String> {
         (_, Given::Change(Err(ChangeError::Unavailable(Unavailable::OperationsLog))))
         | (_, Given::Read(Err(Unavailable::OperationsLog))) => None,
         (What::Change(proposal), Given::Change(answer)) => Some(change_line(&proposal.operation, &answer)),
-        (What::Read { user_id, at }, Given::Read(read)) => {
-            let (outcome, balance) = match read {
-                Ok(balance) => ("accepted", balance.to_string()),
+        (What::Read { user_id, figure, at }, Given::Read(read)) => {
+            let (outcome, amount) = match read {
+                Ok(reading) => ("accepted", reading.amount.to_string()),
                 Err(unavailable) => (unavailable.code(), String::new()),
             };
-            Some(format!("getBalance {outcome} {user_id} {at}    {balance}"))
+            Some(match figure {
+                Figure::Balance => format!("getBalance {outcome} {user_id} {at}    {amount}  "),
+                Figure::Available => format!("getAvailable {outcome} {user_id} {at}     {amount} "),
+            })
         }
         (What::Change(_), Given::Read(_)) | (What::Read { .. }, Given::Change(_)) => unreachable!("another answer"),
     }
@@ -297,6 +331,12 @@ fn change_line(operation: &Operation, answer: &Answer) -> String {
         Err(error @ ChangeError::OutcomeUnknown) => (error.code(), operation.id.to_string(), String::new()),
         Err(error) => (error.code(), String::new(), String::new()),
     };
+    let explained = match answer {
+        Err(ChangeError::Refused(Refusal::InsufficientFunds {
+            available, shortfall, ..
+        })) => format!("{available} {shortfall}"),
+        _ => " ".to_owned(),
+    };
     let Operation {
         user_id,
         context,
@@ -305,7 +345,7 @@ fn change_line(operation: &Operation, answer: &Answer) -> String {
         ..
     } = operation;
     let context = context.as_str();
-    format!("changeBalance {outcome} {user_id} {timestamp} {id} {balance_change} {context} {balance}")
+    format!("changeBalance {outcome} {user_id} {timestamp} {id} {balance_change} {context} {balance} {explained}")
 }
 
 /// A line of the log in the form that is expected.
@@ -324,6 +364,8 @@ fn told(line: &Value) -> String {
         "balanceChange",
         "context",
         "balance",
+        "available",
+        "shortfall",
     ];
     let recovered = if line["recovered"] == true { " recovered" } else { "" };
     names.map(field).join(" ") + recovered

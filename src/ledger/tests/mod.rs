@@ -56,7 +56,7 @@ enum Given {
     Change(Answer),
     /// What a first look at a change told, which has no line.
     Foreseen(Answer),
-    Read(Result<i64, Unavailable>),
+    Read(Result<Reading, Unavailable>),
     /// The log gave no slot.
     Refused(Unavailable),
 }
@@ -109,14 +109,15 @@ impl Replica {
                 }
                 Given::Change(self.ledger.record(proposal.clone(), place).await)
             }
-            What::Read { user_id, at } => {
+            What::Read { user_id, figure, at } => {
                 let question = Question {
                     user_id: user_id.clone(),
+                    figure: *figure,
                     at: *at,
                     caller: None,
                 };
-                let read = self.ledger.balance(question, place).await;
-                Given::Read(read.map(|(_, balance)| balance))
+                let read = self.ledger.read(question, place).await;
+                Given::Read(read.map(|(_, reading)| reading))
             }
         }
     }

@@ -48,7 +48,11 @@ pub(super) struct Ask {
 #[derive(Clone, Debug)]
 pub(super) enum What {
     Change(Proposal),
-    Read { user_id: UserId, at: Timestamp },
+    Read {
+        user_id: UserId,
+        figure: Figure,
+        at: Timestamp,
+    },
 }
 
 /// A log's disk takes so many bytes more and is full then, from a moment on and for so long.
@@ -201,6 +205,7 @@ impl Schedule {
             replica: self.random.random_range(0..self.replicas),
             what: What::Read {
                 user_id: self.users[self.random.random_range(0..self.users.len())].clone(),
+                figure: [Figure::Balance, Figure::Available][self.random.random_range(0..2)],
                 at: moment(self.random.random_range(-1..=MOMENTS)),
             },
             verdict_takes: None,
@@ -226,6 +231,14 @@ impl Schedule {
         let key = random
             .random_bool(0.4)
             .then(|| format!("key-{}", random.random_range(0..30)));
+        let precondition = match random.random_range(0..10) {
+            0 => Some(Precondition::AnyStored),
+            1 | 2 => Some(Precondition::OneOf(vec![
+                random.random_range(0..4),
+                random.random_range(0..12),
+            ])),
+            _ => None,
+        };
         let late = random.random_ratio(if self.course == Course::Hanging { 4 } else { 1 }, 10);
         // Where all is well, a verdict leaves time for the rest.
         let most = match self.course {
@@ -238,6 +251,7 @@ impl Schedule {
             what: What::Change(Proposal {
                 operation: Arc::new(operation),
                 idempotency_key: key.map(|key| IdempotencyKey::new(key).unwrap()),
+                precondition,
                 approved: late,
             }),
             verdict_takes: late.then(|| random.random_range(Duration::ZERO..=most)),
@@ -286,6 +300,7 @@ impl Schedule {
                 what: What::Change(Proposal {
                     operation: Arc::new(operation),
                     idempotency_key: None,
+                    precondition: None,
                     approved: false,
                 }),
                 verdict_takes: None,

@@ -19,8 +19,10 @@ use proptest::test_runner::TestRng;
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
-use super::{CommitError, CommitOutcome, Group, GroupCommit, LedgerStore, Reach, StoreError, UserState};
-use crate::domain::{Context, Head, Operation, OperationId, Timestamp, UserId};
+use super::{
+    CommitError, CommitOutcome, Group, GroupCommit, LedgerStore, Reach, Reading, Standing, StoreError, UserState,
+};
+use crate::domain::{Context, Entry, Head, Operation, OperationId, Timestamp, UserId};
 
 /// How many milliseconds a statement that nobody waits for any more may still take to be done.
 const LATEST_MS: u64 = 10_000;
@@ -69,6 +71,15 @@ pub(crate) struct StoredOperation {
     pub(crate) key: Option<String>,
     pub(crate) seq: i64,
     pub(crate) balance_after: i64,
+}
+
+impl StoredOperation {
+    pub(crate) fn entry(&self) -> Entry {
+        Entry {
+            seq: self.seq,
+            balance_after: self.balance_after,
+        }
+    }
 }
 
 /// All that is stored of a user.
@@ -311,12 +322,12 @@ impl LedgerStore for FakeStore {
         user_id: &UserId,
         operations: &[(Timestamp, OperationId)],
         deadline: Instant,
-    ) -> Result<HashMap<OperationId, i64>, StoreError> {
+    ) -> Result<HashMap<OperationId, Entry>, StoreError> {
         let asked: HashSet<_> = operations.iter().copied().collect();
         let find = |database: &Database| {
             let history = database.users.get(user_id).into_iter().flat_map(|user| &user.history);
             let found = history.filter(|row| asked.contains(&(row.operation.timestamp, row.operation.id)));
-            found.map(|row| (row.operation.id, row.balance_after)).collect()
+            found.map(|row| (row.operation.id, row.entry())).collect()
         };
         self.read(deadline, find).await
     }
@@ -326,10 +337,33 @@ impl LedgerStore for FakeStore {
         user_ids: &[&str],
         moments: &[Timestamp],
         deadline: Instant,
-    ) -> Result<Vec<i64>, StoreError> {
+    ) -> Result<Vec<Reading>, StoreError> {
         let find = |database: &Database| {
             let asked = user_ids.iter().zip(moments);
-            asked.map(|(user_id, at)| database.balance_at(user_id, *at)).collect()
+            let readings = asked.map(|(user_id, at)| Reading {
+                amount: database.balance_at(user_id, *at),
+                version: database.version(user_id),
+                standing: Standing::Settled,
+            });
+            readings.collect()
+        };
+        self.read(deadline, find).await
+    }
+
+    async fn available_at(
+        &self,
+        user_ids: &[&str],
+        moments: &[Timestamp],
+        deadline: Instant,
+    ) -> Result<Vec<Reading>, StoreError> {
+        let find = |database: &Database| {
+            let asked = user_ids.iter().zip(moments);
+            let readings = asked.map(|(user_id, at)| Reading {
+                amount: database.available_at(user_id, *at),
+                version: database.version(user_id),
+                standing: Standing::Settled,
+            });
+            readings.collect()
         };
         self.read(deadline, find).await
     }
@@ -452,9 +486,24 @@ impl Database {
         });
     }
 
-    fn balance_at(&self, user_id: &str, at: Timestamp) -> i64 {
+    fn user(&self, user_id: &str) -> Option<&StoredUser> {
         let user = self.users.iter().find(|(id, _)| id.as_str() == user_id);
-        let history = user.into_iter().flat_map(|(_, user)| &user.history);
+        user.map(|(_, user)| user)
+    }
+
+    fn version(&self, user_id: &str) -> i64 {
+        self.user(user_id).map_or(0, |user| user.head.version)
+    }
+
+    fn available_at(&self, user_id: &str, at: Timestamp) -> i64 {
+        let history = self.user(user_id).into_iter().flat_map(|user| &user.history);
+        let moments = history.map(|row| row.operation.timestamp).filter(|own| *own > at);
+        let balances = moments.chain([at]).map(|moment| self.balance_at(user_id, moment));
+        balances.min().unwrap_or(0)
+    }
+
+    fn balance_at(&self, user_id: &str, at: Timestamp) -> i64 {
+        let history = self.user(user_id).into_iter().flat_map(|user| &user.history);
         let counted = history.filter(|row| row.operation.timestamp <= at);
         // The whole sum fits, and wrapping gives it whatever a part of it comes to.
         counted.fold(0, |sum, row| sum.wrapping_add(row.operation.balance_change))

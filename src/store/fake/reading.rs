@@ -115,7 +115,7 @@ impl StoredUser {
                 timestamp: row.operation.timestamp,
                 balance_change: row.operation.balance_change,
                 context: row.operation.context.as_str().to_owned(),
-                balance_after: row.balance_after,
+                entry: row.entry(),
             };
             (key, earlier)
         });

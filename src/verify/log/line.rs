@@ -22,14 +22,18 @@ pub(super) fn is_torn(bytes: &[u8]) -> bool {
 }
 
 /// Outcomes of changes only, beside `accepted`.
-pub const CHANGE_OUTCOMES: [&str; 6] = [
+pub const CHANGE_OUTCOMES: [&str; 7] = [
     "replayed",
     "approver_denied",
     "insufficient_funds",
     "balance_limit",
+    "precondition_failed",
     "idempotency_key_reused",
     "outcome_unknown",
 ];
+
+/// The outcome of a change that was only tried; it may have the others too, but for those that tell that it was stored.
+const TRIED: &str = "would_be_accepted";
 
 /// Outcomes of every operation, beside `accepted`.
 pub const COMMON_OUTCOMES: [&str; 6] = [
@@ -62,6 +66,10 @@ pub(super) struct Line<'a> {
     pub(super) balance_change: Option<i64>,
     pub(super) context: Option<Cow<'a, str>>,
     pub(super) balance: Option<i64>,
+    available: Option<i64>,
+    shortfall: Option<u64>,
+    known_at: Option<Cow<'a, str>>,
+    dry_run: Option<bool>,
     recovered: Option<bool>,
 }
 
@@ -131,19 +139,22 @@ impl<'a> Line<'a> {
         }
         let is_change = match self.operation.as_ref() {
             "changeBalance" => true,
-            "getBalance" | "getHistory" => false,
+            "getBalance" | "getAvailable" | "getHistory" => false,
             other => {
                 return Err(wrong(
-                    "operation: changeBalance, getBalance or getHistory",
+                    "operation: changeBalance, getBalance, getAvailable or getHistory",
                     quoted(other),
                 ));
             }
         };
+        let is_tried = self.check_dry_run(is_change)?;
         let outcome = self.outcome.as_ref();
-        let is_known = outcome == "accepted"
-            || COMMON_OUTCOMES.contains(&outcome)
-            || (is_change && CHANGE_OUTCOMES.contains(&outcome));
-        if !is_known {
+        let tells_of_storing = matches!(outcome, "accepted" | "outcome_unknown");
+        let is_known = match is_tried {
+            true => outcome == TRIED || CHANGE_OUTCOMES.contains(&outcome) && !tells_of_storing,
+            false => outcome == "accepted" || (is_change && CHANGE_OUTCOMES.contains(&outcome)),
+        };
+        if !is_known && !COMMON_OUTCOMES.contains(&outcome) {
             return Err(wrong(
                 "outcome: accepted, replayed or a code of the operation",
                 quoted(outcome),
@@ -163,17 +174,30 @@ impl<'a> Line<'a> {
         }))
     }
 
+    /// Whether the change was only tried.
+    fn check_dry_run(&self, is_change: bool) -> Result<bool, Violation> {
+        match self.dry_run {
+            None => Ok(false),
+            Some(true) if is_change => Ok(true),
+            Some(value) => Err(wrong("dryRun: true, of a change, or nothing", value.to_string())),
+        }
+    }
+
     /// Each field is there where it applies, and nowhere else.
     fn check_presence(&self, is_change: bool) -> Result<(), Violation> {
         let outcome = self.outcome.as_ref();
-        let is_done = matches!(outcome, "accepted" | "replayed");
-        let has_balance = is_done && self.operation != "getHistory";
+        let is_done = matches!(outcome, "accepted" | "replayed" | TRIED);
+        let has_balance = is_done && !matches!(self.operation.as_ref(), "getAvailable" | "getHistory");
         let has_id = is_change && (is_done || outcome == "outcome_unknown");
+        let is_explained = outcome == "insufficient_funds";
+        let has_available = is_explained || (is_done && self.operation == "getAvailable");
         for (name, is_there, belongs) in [
             ("balanceChange", self.balance_change.is_some(), is_change),
             ("context", self.context.is_some(), is_change),
             ("operationId", self.operation_id.is_some(), has_id),
             ("balance", self.balance.is_some(), has_balance),
+            ("available", self.available.is_some(), has_available),
+            ("shortfall", self.shortfall.is_some(), is_explained),
         ] {
             match (is_there, belongs) {
                 (false, true) => return Err(wrong("a field that belongs to this outcome", presence(name, is_there))),
@@ -192,6 +216,17 @@ impl<'a> Line<'a> {
             .is_some_and(|context| Context::new(context).is_err())
         {
             return Err(wrong("context: at most 4096 characters", "more"));
+        }
+        let has_known_at = matches!(self.operation.as_ref(), "getBalance" | "getHistory");
+        if self
+            .known_at
+            .as_deref()
+            .is_some_and(|known_at| !has_known_at || Timestamp::parse(known_at).is_err())
+        {
+            return Err(wrong(
+                "knownAt: a moment in RFC 3339, of a balance or a history, or nothing",
+                "another",
+            ));
         }
         match self.recovered {
             None => Ok(()),

@@ -46,7 +46,12 @@ async fn what_is_no_moment_is_refused_in_a_body_and_in_a_query() {
             .refuses_body(with("timestamp", &format!("{text:?}")), &["timestamp ", rule, EXAMPLE])
             .await;
         let encoded = utf8_percent_encode(text, NON_ALPHANUMERIC);
-        for (path, name) in [("balance", "timestamp"), ("history", "from"), ("history", "to")] {
+        for (path, name) in [
+            ("balance", "timestamp"),
+            ("available", "timestamp"),
+            ("history", "from"),
+            ("history", "to"),
+        ] {
             let request = untouched.world.client.get(&format!("/alice/{path}?{name}={encoded}"));
             untouched.refuses(request, &[&format!("{name} "), rule, EXAMPLE]).await;
         }
@@ -95,7 +100,7 @@ async fn a_bad_path_or_query_is_refused_by_the_name_of_its_parameter() {
     let untouched = Untouched::start().await;
     let long = "%D1%91".repeat(257);
     for id in ["%00", "a%0A", "%7F", "%C2%85", &long] {
-        for operation in ["balance", "history"] {
+        for operation in ["balance", "available", "history"] {
             let request = untouched.world.client.get(&format!("/{id}/{operation}"));
             untouched
                 .refuses(request, &["userId ", "1 to 256 characters", EXAMPLE])
@@ -123,6 +128,8 @@ async fn a_bad_path_or_query_is_refused_by_the_name_of_its_parameter() {
             "balance?Timestamp=2026-01-31T12:00:00Z",
             &["Timestamp", "known: timestamp"],
         ),
+        ("available?timestamp=", &["timestamp ", "RFC 3339", EXAMPLE]),
+        ("available?at=x", &["at", "known: timestamp"]),
         ("balance?at", &["at", "known: timestamp"]),
         ("balance?timestamp", &["timestamp ", "RFC 3339", EXAMPLE]),
         ("balance?timestamp=%FF", &["timestamp "]),
@@ -149,8 +156,17 @@ async fn a_bad_path_or_query_is_refused_by_the_name_of_its_parameter() {
         let request = untouched.world.client.get(&format!("/alice/{query}"));
         untouched.refuses(request, needles).await;
     }
-    let request = untouched.world.client.post("/changeBalance?dryRun=1");
-    let request = request.header("content-type", "application/json").body(with("", ""));
-    untouched.refuses(request, &["dryRun", "known: none"]).await;
+    for (query, needles) in [
+        ("?dry=true", &["dry", "known: dryRun"][..]),
+        ("?dryrun=true", &["dryrun", "known: dryRun"]),
+        ("?dryRun=1", &["dryRun ", "true or false", EXAMPLE]),
+        ("?dryRun=", &["dryRun ", "true or false", EXAMPLE]),
+        ("?dryRun=True", &["dryRun ", "true or false", EXAMPLE]),
+        ("?dryRun=true&dryRun=true", &["dryRun ", "once"]),
+    ] {
+        let request = untouched.world.client.post(&format!("/changeBalance{query}"));
+        let request = request.header("content-type", "application/json").body(with("", ""));
+        untouched.refuses(request, needles).await;
+    }
     untouched.stayed_so().await;
 }
