@@ -232,8 +232,12 @@ impl From<ChangeError> for Problem {
                 ..Problem::new(
                     Code::InsufficientFunds,
                     format!(
-                        "With this change the balance at {at} would be negative by {shortfall}; nothing was changed. \
-                         Withdraw at most {available}, or deposit at or before that moment first."
+                        "With this change the balance at {at} would be negative by {shortfall}; nothing was changed. {} \
+                         deposit at or before that moment first.",
+                        match available {
+                            0 => "Nothing can be withdrawn here;".to_owned(),
+                            _ => format!("Withdraw at most {available}, or"),
+                        }
                     ),
                 )
             },
