@@ -6,10 +6,11 @@ use std::time::SystemTime;
 
 use balance::domain::{OperationId, Timestamp};
 use balance::service::{
-    Change, ChangeError, ChangeRequest, FigureAnswer, FigureRequest, HistoryPage, HistoryRequest, Readiness,
-    Unavailable, UseCases,
+    Change, ChangeError, ChangeRequest, FigureAnswer, FigureRequest, HistoryPage, HistoryRequest, HistoryStream,
+    Readiness, Unavailable, UseCases,
 };
 use balance::store::{Standing, StoreReadiness};
+use futures_util::stream::{self, StreamExt};
 use uuid::Uuid;
 
 /// What every balance is.
@@ -47,6 +48,10 @@ impl UseCases for Ceiling {
             entries: Vec::new(),
             more: false,
         })
+    }
+
+    async fn stream_history(self: &Arc<Self>, _: HistoryRequest) -> Result<HistoryStream, Unavailable> {
+        Ok(stream::empty().boxed())
     }
 
     async fn readiness(&self) -> Readiness {

@@ -14,8 +14,8 @@ use balance::config::DatabaseConfig;
 use balance::domain::{OperationId, Refusal, Timestamp, UserId};
 use balance::operations_log::{OperationName, OperationsLog, Outcome as LogOutcome, Record, Slot};
 use balance::service::{
-    Change, ChangeError, ChangeRequest, Figure, FigureAnswer, FigureRequest, HistoryPage, HistoryRequest, Readiness,
-    Unavailable, UseCases,
+    Change, ChangeError, ChangeRequest, Figure, FigureAnswer, FigureRequest, HistoryPage, HistoryRequest,
+    HistoryStream, Readiness, Unavailable, UseCases,
 };
 use balance::store::{Standing, StoreReadiness};
 use tokio::sync::Semaphore;
@@ -196,6 +196,10 @@ impl UseCases for Plain {
     }
 
     async fn history(self: &Arc<Self>, _: HistoryRequest) -> Result<HistoryPage, Unavailable> {
+        Err(Unavailable::Internal)
+    }
+
+    async fn stream_history(self: &Arc<Self>, _: HistoryRequest) -> Result<HistoryStream, Unavailable> {
         Err(Unavailable::Internal)
     }
 

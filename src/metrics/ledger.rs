@@ -22,6 +22,12 @@ pub struct LedgerMetrics {
     pub in_flight: IntGauge,
     /// The most of them.
     pub in_flight_limit: IntGauge,
+    /// Histories of several pages that are being streamed.
+    pub history_streams: IntGauge,
+    /// The most of them.
+    pub history_streams_limit: IntGauge,
+    /// Those that ended before their end.
+    pub history_streams_cut_off: IntCounter,
 }
 
 impl LedgerMetrics {
@@ -57,6 +63,18 @@ impl LedgerMetrics {
             in_flight_limit: families.gauge(
                 "balance_operations_in_flight_limit",
                 "The most operations under way; more are answered 503.",
+            ),
+            history_streams: families.gauge(
+                "balance_history_streams",
+                "Histories that are being streamed and have more pages to be read.",
+            ),
+            history_streams_limit: families.gauge(
+                "balance_history_streams_limit",
+                "The most histories that are streamed at once; more are answered 503.",
+            ),
+            history_streams_cut_off: families.counter(
+                "balance_history_streams_cut_off_total",
+                "Histories that were cut off in the middle because their next page could not be read.",
             ),
         };
         for kind in BatchKind::ALL {

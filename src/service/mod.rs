@@ -10,6 +10,7 @@ mod dry_run;
 mod observe;
 mod read;
 mod recovery;
+mod streams;
 mod turns;
 
 pub use crate::ledger::{ChangeError, Unavailable};
@@ -17,6 +18,7 @@ pub use crate::ledger::{Figure, Precondition};
 pub use change::{Change, ChangeRequest, DryRun};
 pub use read::{FigureAnswer, FigureRequest, HistoryPage, HistoryRequest};
 pub use recovery::{Recovering, Recovery};
+pub use streams::HistoryStream;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -50,6 +52,8 @@ pub struct Service {
     pages: Turns,
     /// Looks at what would become of changes.
     dry_runs: Turns,
+    /// Histories that may be streamed at once.
+    streams: Arc<Semaphore>,
 }
 
 /// What a service does, as it is offered over HTTP. [`Service`] does it; the benchmarks have others, to tell what the store
@@ -73,6 +77,12 @@ pub trait UseCases: Send + Sync + 'static {
         request: HistoryRequest,
     ) -> impl Future<Output = Result<HistoryPage, Unavailable>> + Send;
 
+    /// All of a user's operations with the balance after each, `limit` of the request at a time.
+    fn stream_history(
+        self: &Arc<Self>,
+        request: HistoryRequest,
+    ) -> impl Future<Output = Result<HistoryStream, Unavailable>> + Send;
+
     /// Asks the dependencies that no operation can do without.
     fn readiness(&self) -> impl Future<Output = Readiness> + Send;
 
@@ -91,6 +101,10 @@ impl UseCases for Service {
 
     async fn history(self: &Arc<Self>, request: HistoryRequest) -> Result<HistoryPage, Unavailable> {
         Service::history(self, request).await
+    }
+
+    async fn stream_history(self: &Arc<Self>, request: HistoryRequest) -> Result<HistoryStream, Unavailable> {
+        Service::stream_history(self, request).await
     }
 
     async fn readiness(&self) -> Readiness {
@@ -127,6 +141,7 @@ impl Service {
         // All else needs connections too.
         let pages = Turns::new(connections / 2, ledger.longest_wait);
         let dry_runs = Turns::new(connections / 4, ledger.longest_wait);
+        let streams = Arc::new(Semaphore::new(streams::most(config.operations_in_flight)));
         Self {
             ledger: Ledger::new(
                 Arc::clone(&store),
@@ -145,6 +160,7 @@ impl Service {
             under_way,
             pages,
             dry_runs,
+            streams,
         }
     }
 

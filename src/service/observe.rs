@@ -1,6 +1,6 @@
 //! The gauges that are set when they are about to be read.
 
-use super::Service;
+use super::{Service, streams};
 use crate::metrics::{Queue, gauge_value};
 
 impl Service {
@@ -25,6 +25,7 @@ impl Service {
         let under_way = most.saturating_sub(self.under_way.available_permits());
         gauges.in_flight.set(gauge_value(under_way));
         gauges.in_flight_limit.set(gauge_value(most));
+        gauges.history_streams_limit.set(gauge_value(streams::most(most)));
         gauges.set_queue(Queue::Balances, self.ledger.questions_waiting());
         gauges.set_queue(Queue::Changes, self.ledger.changes_waiting());
         gauges.set_queue(Queue::DryRuns, self.dry_runs.waiting());

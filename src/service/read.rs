@@ -68,6 +68,28 @@ pub struct HistoryPage {
     pub more: bool,
 }
 
+impl HistoryRequest {
+    /// What the store is asked for.
+    pub(super) fn query(&self) -> HistoryQuery {
+        HistoryQuery {
+            user_id: self.user_id.clone(),
+            from: self.from.unwrap_or(Timestamp::MIN),
+            to: self.to.unwrap_or(Timestamp::MAX),
+            order: self.order,
+            beyond: self.beyond,
+            // One more than asked for tells whether there is a next page.
+            limit: self.limit + 1,
+        }
+    }
+
+    /// The page that the answer to [`query`](Self::query) is.
+    pub(super) fn page_of(&self, mut entries: Vec<HistoryEntry>) -> HistoryPage {
+        let more = entries.len() > self.limit as usize;
+        entries.truncate(self.limit as usize);
+        HistoryPage { entries, more }
+    }
+}
+
 impl Service {
     /// A figure as of a moment, or as of now.
     ///
@@ -111,22 +133,23 @@ impl Service {
     ///
     /// [`Unavailable`] says what kept the service from answering.
     pub async fn history(self: &Arc<Self>, request: HistoryRequest) -> Result<HistoryPage, Unavailable> {
-        let (slot, deadline, place) = match self.admit(self.pages.are_full())? {
+        self.logged_page(request, self.pages.are_full()).await
+    }
+
+    /// A page, when its line is written.
+    pub(super) async fn logged_page(
+        self: &Arc<Self>,
+        request: HistoryRequest,
+        is_full: bool,
+    ) -> Result<HistoryPage, Unavailable> {
+        let (slot, deadline, place) = match self.admit(is_full)? {
             Admission::Admitted(place) => (place.slot, place.deadline, Some(place.under_way)),
             Admission::Overloaded { slot, deadline } => (slot, deadline, None),
         };
         let service = Arc::clone(self);
         let task = tokio::spawn(telemetry::carried(async move {
             let timestamp = request.to.unwrap_or_else(now);
-            let query = HistoryQuery {
-                user_id: request.user_id,
-                from: request.from.unwrap_or(Timestamp::MIN),
-                to: request.to.unwrap_or(Timestamp::MAX),
-                order: request.order,
-                beyond: request.beyond,
-                // One more than asked for tells whether there is a next page.
-                limit: request.limit + 1,
-            };
+            let query = request.query();
             let entries = match place {
                 Some(_) => service.page(&query, deadline).await,
                 None => Err(Unavailable::Overloaded),
@@ -135,16 +158,13 @@ impl Service {
             let caller = request.caller.as_ref();
             let record = read_record(OperationName::GetHistory, &query.user_id, timestamp, caller, failure);
             write_line(slot, &record, deadline).await?;
-            let mut entries = entries?;
-            let more = entries.len() > request.limit as usize;
-            entries.truncate(request.limit as usize);
-            Ok(HistoryPage { entries, more })
+            Ok(request.page_of(entries?))
         }));
         task.await.unwrap_or(Err(Unavailable::Internal))
     }
 
     /// Reads when it is its turn.
-    async fn page(&self, query: &HistoryQuery, deadline: Instant) -> Result<Vec<HistoryEntry>, Unavailable> {
+    pub(super) async fn page(&self, query: &HistoryQuery, deadline: Instant) -> Result<Vec<HistoryEntry>, Unavailable> {
         let reading = repeat_read(deadline, || {
             let reading = self.store.history(query, deadline);
             self.metrics.database.statement(Statement::ReadHistory, reading)
