@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use poem::Request;
+use poem::http::Version;
 use poem_openapi::param::{Header, Path, Query};
 use poem_openapi::payload::PlainText;
 use poem_openapi::types::ToJSON;
@@ -12,12 +13,14 @@ use poem_openapi::{OpenApi, Tags};
 use super::body::ChangeRequestBody;
 use super::conditions;
 use super::deferred::Deferred;
-use super::parameters::{self, Cursor};
+use super::negotiation::Form;
+use super::parameters::{self, Cursor, DEFAULT_LIMIT};
 use super::problem::{Code, Problem, ProblemOf, Problems};
 use super::responses::{Changed, Conditional, Success};
+use super::statement::{Asked, HistoryAnswer};
 use super::types::{
-    Available, Balance, CursorText, DateTime, DryRunText, EntityTagsText, History, IdempotencyKeyText, LimitText,
-    OrderText, Status, UserIdText,
+    Available, Balance, CursorText, DateTime, DryRunText, EntityTagsText, IdempotencyKeyText, LimitText, OrderText,
+    Status, UserIdText,
 };
 use crate::metrics::Metrics;
 use crate::service::{ChangeRequest, Figure, FigureAnswer, FigureRequest, HistoryRequest, UseCases};
@@ -104,6 +107,10 @@ impl Problems for Probing {
         "Not ready: `not_ready`; `detail` says which dependency does not answer, or that the service is stopping.",
     )];
 }
+
+/// An answer of HTTP/1.0 ends when the connection does, and one that was cut off would look like a whole one.
+const WITHOUT_CHUNKS: &str = "A whole history as CSV needs HTTP/1.1, which tells its end from a connection that breaks; \
+                              send the request with HTTP/1.1, or give limit.";
 
 /// Tells `/readyz` that the service is stopping.
 #[derive(Clone, Debug, Default)]
@@ -324,6 +331,16 @@ impl<S: UseCases> Api<S> {
     ///
     /// The user's changes with the balance after each, the latest first. Pages follow each other by `cursor`: they
     /// neither skip nor repeat an operation that was there when the first page was read.
+    ///
+    /// The header `Accept` decides the form; JSON counts where it leaves the choice, or asks for what there is not.
+    ///
+    /// `text/csv` is a table with a row for each operation, in the same order and with the same names: all operations,
+    /// however many, or at most `limit` of them. Each operation that was there at the beginning comes once; the balance
+    /// after it is the one when its part of the table was read. A `context` that begins with `=`, `+`, `-`, `@`, `'`, a
+    /// tab or a line break has a `'` in front, so that no spreadsheet takes it for a formula. A table that cannot be
+    /// ended is cut off without the end of its transfer, so that no client takes it for a whole one.
+    ///
+    /// `text/html` is a page for people: the curve of the balance, the operations, and the way to the next page.
     #[oai(
         path = "/:userId/history",
         method = "get",
@@ -346,12 +363,12 @@ impl<S: UseCases> Api<S> {
         to: Query<Option<DateTime>>,
         /// `desc` begins at the latest timestamp, `asc` at the earliest. `desc`, if left out.
         order: Query<Option<OrderText>>,
-        /// The most operations on the page, 1 to 1000.
+        /// The most operations on the page, 1 to 1000; 100, if left out. With `text/csv` all, if left out.
         limit: Query<Option<LimitText>>,
         /// `nextCursor` of the page before: this page has what lies beyond that one's last operation, in the order asked
         /// for. It holds `from`, `to` and `order` for where they are left out.
         cursor: Query<Option<CursorText>>,
-    ) -> Result<Deferred<Success<History>>, ProblemOf<Reading>> {
+    ) -> Result<Deferred<HistoryAnswer>, ProblemOf<Reading>> {
         parameters::check_query(request, &["from", "to", "order", "limit", "cursor"])?;
         let user_id = parameters::user_id(user_id.0)?;
         let from = parameters::timestamp("from", from.0)?;
@@ -359,30 +376,27 @@ impl<S: UseCases> Api<S> {
         let order = parameters::order(order.0)?;
         let limit = parameters::limit(limit.0)?;
         let cursor = cursor.0.as_ref().map(Cursor::parse).transpose()?;
-        let order = order
-            .or(cursor.map(|cursor| cursor.order))
-            .unwrap_or(HistoryOrder::NewestFirst);
-        let from = from.or(cursor.and_then(|cursor| cursor.from));
-        let to = to.or(cursor.and_then(|cursor| cursor.to));
-        let request = HistoryRequest {
-            user_id: user_id.clone(),
-            from,
-            to,
-            order,
-            beyond: cursor.map(|cursor| cursor.last),
+        let order = order.or(cursor.map(|cursor| cursor.order));
+        let asked = Asked {
+            request: HistoryRequest {
+                user_id,
+                from: from.or(cursor.and_then(|cursor| cursor.from)),
+                to: to.or(cursor.and_then(|cursor| cursor.to)),
+                order: order.unwrap_or(HistoryOrder::NewestFirst),
+                beyond: cursor.map(|cursor| cursor.last),
+                limit: limit.unwrap_or(DEFAULT_LIMIT),
+                caller: parameters::caller(request),
+            },
             limit,
-            caller: parameters::caller(request),
         };
+        let form = Form::wanted(request.headers());
+        if asked.is_without_end(form) && request.version() < Version::HTTP_11 {
+            return Err(Problem::invalid(WITHOUT_CHUNKS).into());
+        }
         let service = Arc::clone(self.service());
         Ok(Deferred::new(async move {
-            let page = service.history(request).await?;
-            let last = page.entries.last().filter(|_| page.more).map(|entry| entry.place);
-            let next_cursor = last.map(|last| Cursor { order, from, to, last }.to_text());
-            Ok::<_, ProblemOf<Reading>>(Success(History {
-                user_id: UserIdText(user_id.to_string()),
-                operations: page.entries.into_iter().map(Into::into).collect(),
-                next_cursor,
-            }))
+            let answer = asked.answer(&service, form).await?;
+            Ok::<_, ProblemOf<Reading>>(answer)
         }))
     }
 

@@ -53,6 +53,8 @@ pub struct Connection {
     phase: Phase,
     /// What stands in for an answer of hyper's own: its bytes, how many of them are written, and how many hyper wanted to.
     instead: Option<(Vec<u8>, usize, usize)>,
+    /// Whether what is sent comes in parts, between which the service may need the time of a request.
+    is_in_parts: bool,
     /// When the phase ends. It is looked at only when there is nothing to read or no room to write.
     until: Pin<Box<Sleep>>,
     /// Whether the socket has no room for what is being sent; then `until` is about that.
@@ -75,6 +77,7 @@ impl Connection {
             http_2: Some(0),
             phase: Phase::Between { is_clear: true },
             instead: None,
+            is_in_parts: false,
             until: Box::pin(sleep(first)),
             is_stalled: false,
             _place: place,
@@ -113,6 +116,7 @@ impl Connection {
         if bytes == b"HTTP/1.1 100 Continue\r\n\r\n" {
             return;
         }
+        self.is_in_parts = is_part(bytes);
         self.phase.answered();
         self.await_next();
     }
@@ -122,6 +126,7 @@ impl Connection {
         let time = match self.phase {
             // The next request may have come already.
             Phase::Between { is_clear: false } => self.times.idle.max(self.times.request),
+            Phase::Between { .. } if self.is_in_parts => self.times.idle.max(self.times.request),
             Phase::Between { is_clear: true } | Phase::Head(_) | Phase::Request { .. } => self.times.idle,
         };
         self.end_in(time);
@@ -261,6 +266,11 @@ impl AsyncWrite for Connection {
             true => self.poll_rest(cx, Stream::poll_shutdown),
         }
     }
+}
+
+/// Whether another chunk follows. A head without a body looks so, too, and then has the longer time.
+fn is_part(bytes: &[u8]) -> bool {
+    bytes.ends_with(b"\r\n") && !bytes.ends_with(b"0\r\n\r\n")
 }
 
 /// hyper's own refusals: a head that says there is no body. Every refusal of ours has one.

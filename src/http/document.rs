@@ -80,6 +80,10 @@ fn complete(spec: &str) -> String {
     for (schema, example) in examples() {
         schemas[schema]["example"] = example;
     }
+    let forms = &mut document["paths"]["/{userId}/history"]["get"]["responses"]["200"]["content"];
+    for (media_type, example) in statement_examples() {
+        forms[media_type]["example"] = example.into();
+    }
     add_links(&mut document);
     let changed = &mut document["paths"]["/changeBalance"]["post"]["responses"]["200"]["content"];
     changed["application/json"]["examples"] = changes();
@@ -214,6 +218,16 @@ fn examples() -> [(&'static str, Value); 5] {
         ("History", history),
         ("Problem", problem),
     ]
+}
+
+/// The history of the other example, for a spreadsheet and for a person.
+fn statement_examples() -> [(&'static str, &'static str); 2] {
+    let csv = "operationId,timestamp,seq,balanceChange,balance,context,approved,recordedAt\r\n\
+               019c13f2-5a80-7c3a-9d52-6f1d3c1e8a10,2026-01-31T12:00:00Z,1,2500,2500,salary for January,false,\
+               2026-01-31T12:00:00.018342Z\r\n";
+    let html = "<!DOCTYPE html><html lang=\"en\"><head>…</head><body><header><h1>Statement of account</h1>\
+                <p class=\"user\" dir=\"auto\">alice</p></header>…</body></html>";
+    [("text/csv", csv), ("text/html", html)]
 }
 
 fn insufficient_funds() -> ChangeError {

@@ -3,7 +3,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use poem::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
+use poem::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, VARY, X_CONTENT_TYPE_OPTIONS};
 use poem::http::{HeaderMap, HeaderValue};
 use sha2::{Digest, Sha256};
 
@@ -17,6 +17,9 @@ pub fn protect(headers: &mut HeaderMap, route: Option<&KnownRoute>) {
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     headers.entry(CONTENT_SECURITY_POLICY).or_insert(NOTHING);
+    if let Some(header) = route.and_then(|route| route.varies_by) {
+        headers.insert(VARY, HeaderValue::from_static(header));
+    }
     // Balances are private, and a probe must not be answered from memory.
     if route.is_none_or(|route| route.audience != Audience::Administrator) {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -33,20 +36,31 @@ pub fn protection() -> HeaderMap {
 /// The policy of a page that has all it needs in it: exactly its own scripts and style sheets, by their hashes, and requests
 /// to the service itself.
 pub fn policy_of_page(page: &str) -> HeaderValue {
-    let hashes = |tag| {
-        let sources = inline(page, tag).map(|text| {
-            let hash = STANDARD.encode(Sha256::digest(text));
-            format!(" 'sha256-{hash}'")
-        });
-        sources.collect::<String>()
-    };
+    let hashes = |tag| inline(page, tag).map(source).collect::<String>();
     let policy = format!(
         "default-src 'none'; script-src{}; style-src{}; img-src data:; connect-src 'self'; base-uri 'none'; \
          form-action 'none'; frame-ancestors 'none'",
         hashes("script"),
         hashes("style"),
     );
+    visible(policy)
+}
+
+/// The policy of a page that has nothing but this style sheet in it, and an empty icon.
+pub fn policy_of_style(style: &str) -> HeaderValue {
+    visible(format!(
+        "default-src 'none'; style-src{}; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        source(style),
+    ))
+}
+
+fn visible(policy: String) -> HeaderValue {
     HeaderValue::try_from(policy).expect("words and hashes in base64 are visible ASCII")
+}
+
+/// What stands between the tags of an element may be used.
+fn source(text: &str) -> String {
+    format!(" 'sha256-{}'", STANDARD.encode(Sha256::digest(text)))
 }
 
 /// What stands between the tags of each element of this name, in the order in which a browser comes to them.

@@ -11,12 +11,12 @@ mod document;
 mod exchange;
 mod headers;
 mod listener;
+mod negotiation;
 mod parameters;
 mod phase;
 mod problem;
 mod responses;
 mod routes;
-#[allow(dead_code, unused_imports)]
 mod statement;
 mod stream;
 mod types;

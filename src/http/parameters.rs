@@ -11,9 +11,9 @@ use crate::domain::{CallerName, IdempotencyKey, InvalidIdempotencyKey, Timestamp
 use crate::store::{HistoryOrder, Place};
 
 /// The largest page of the history.
-const MAX_LIMIT: u32 = 1_000;
+pub const MAX_LIMIT: u32 = 1_000;
 /// The page of the history when nothing is said.
-const DEFAULT_LIMIT: u32 = 100;
+pub const DEFAULT_LIMIT: u32 = 100;
 
 /// Refuses what a query holds beside the parameters that an operation knows, and parameters given twice: either way
 /// something the client meant would be lost silently.
@@ -67,16 +67,16 @@ pub fn timestamp(name: &str, text: Option<DateTime>) -> Result<Option<Timestamp>
     })
 }
 
-pub fn limit(text: Option<LimitText>) -> Result<u32, Problem> {
+pub fn limit(text: Option<LimitText>) -> Result<Option<u32>, Problem> {
     let Some(LimitText(text)) = text else {
-        return Ok(DEFAULT_LIMIT);
+        return Ok(None);
     };
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     let limit = text
         .parse()
         .ok()
         .filter(|limit| digits && (1..=MAX_LIMIT).contains(limit));
-    limit.ok_or_else(|| {
+    limit.map(Some).ok_or_else(|| {
         Problem::invalid(format!(
             "limit must be a whole number from 1 to {MAX_LIMIT}, for example 100."
         ))

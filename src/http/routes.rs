@@ -11,6 +11,8 @@ pub struct KnownRoute {
     pub methods: &'static str,
     /// Whom it is for.
     pub audience: Audience,
+    /// The header of requests that its answers depend on, if on any.
+    pub varies_by: Option<&'static str>,
 }
 
 /// Whom a path is for.
@@ -68,10 +70,14 @@ static ROUTES: [KnownRoute; 9] = [
         pattern: "/changeBalance",
         methods: "POST",
         audience: Audience::Client(Scope::Write),
+        varies_by: None,
     },
     reading("/{userId}/balance", Audience::Client(Scope::Read)),
     reading("/{userId}/available", Audience::Client(Scope::Read)),
-    reading("/{userId}/history", Audience::Client(Scope::Read)),
+    KnownRoute {
+        varies_by: Some("Accept"),
+        ..reading("/{userId}/history", Audience::Client(Scope::Read))
+    },
     reading("/livez", Audience::Prober),
     reading("/readyz", Audience::Prober),
     reading("/metrics", Audience::Administrator),
@@ -84,6 +90,7 @@ const fn reading(pattern: &'static str, audience: Audience) -> KnownRoute {
         pattern,
         methods: "GET, HEAD",
         audience,
+        varies_by: None,
     }
 }
 

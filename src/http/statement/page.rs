@@ -3,6 +3,7 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::curve::curve;
+use super::figures::{day, grouped, second, signed};
 use crate::store::HistoryEntry;
 
 /// In the page, so that nothing else is loaded; the Content-Security-Policy names its hash.
@@ -17,32 +18,38 @@ pub struct StatementPage<'a> {
     pub entries: &'a [HistoryEntry],
     /// Whether the earliest comes first.
     pub oldest_first: bool,
-    /// The query of the next page, after `?`.
+    /// The query of the next page, after `?`, if there is one.
     pub next: Option<&'a str>,
-    /// Whether another page comes before this one.
-    pub is_continued: bool,
+    /// The query of the first page, after `?`, if this is another.
+    pub first: Option<&'a str>,
 }
 
 /// The page as HTML.
 pub fn render(page: &StatementPage<'_>) -> String {
-    let title = format!("Statement of account: {}", page.user_id);
     let document: Markup = html! {
         (DOCTYPE)
         html lang="en" {
             head {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
-                title { (title) }
+                // An empty icon: the browser would ask for /favicon.ico, which is not there.
+                link rel="icon" href="data:,";
+                title { "Statement of account: " (page.user_id) }
                 style { (PreEscaped(STYLE)) }
             }
             body {
-                h1 { "Statement of account" }
-                p.user { (page.user_id) }
-                @if page.entries.is_empty() {
-                    p { "There are no operations here." }
-                } @else {
-                    (drawing(page))
-                    (table(page.entries))
+                header {
+                    h1 { "Statement of account" }
+                    // The id may be of any script; it is laid out by its own direction.
+                    p.user dir="auto" { (page.user_id) }
+                }
+                main {
+                    @if page.entries.is_empty() {
+                        p.empty { "There are no operations here." }
+                    } @else {
+                        (Summary::of(page).markup())
+                        (table(page))
+                    }
                 }
                 (ways(page))
             }
@@ -51,158 +58,127 @@ pub fn render(page: &StatementPage<'_>) -> String {
     document.into_string()
 }
 
-fn drawing(page: &StatementPage<'_>) -> Markup {
-    let mut entries: Vec<_> = page.entries.iter().collect();
-    if !page.oldest_first {
-        entries.reverse();
-    }
-    // Of a moment only the balance after its last operation is one.
-    let moments = entries.chunk_by(|one, other| one.place.timestamp == other.place.timestamp);
-    let balances: Vec<_> = moments
-        .filter_map(|moment| moment.last())
-        .map(|entry| (entry.place.timestamp, entry.balance.max(0)))
-        .collect();
-    let before = entries
-        .first()
-        .map_or(0, |first| first.balance.saturating_sub(first.balance_change).max(0));
-    curve(before, &balances)
+/// What the operations of a page come to.
+struct Summary<'a> {
+    /// From the earliest to the latest.
+    entries: Vec<&'a HistoryEntry>,
+    before: i128,
+    added: i128,
+    withdrawn: i128,
+    after: i128,
 }
 
-fn table(entries: &[HistoryEntry]) -> Markup {
-    html! {
-        table {
-            thead {
-                tr { th { "When" } th { "What for" } th.number { "Change" } th.number { "Balance" } }
+impl<'a> Summary<'a> {
+    fn of(page: &StatementPage<'a>) -> Self {
+        let mut entries: Vec<_> = page.entries.iter().collect();
+        if !page.oldest_first {
+            entries.reverse();
+        }
+        let changes = || entries.iter().map(|entry| i128::from(entry.balance_change));
+        let (first, last) = (entries.first(), entries.last());
+        Self {
+            before: first.map_or(0, |first| i128::from(first.balance) - i128::from(first.balance_change)),
+            added: changes().filter(|change| *change > 0).sum(),
+            withdrawn: changes().filter(|change| *change < 0).sum(),
+            after: last.map_or(0, |last| last.balance.into()),
+            entries,
+        }
+    }
+
+    fn markup(&self) -> Markup {
+        html! {
+            dl {
+                div { dt { "Balance before" } dd { (grouped(self.before)) } }
+                div { dt { "Added" } dd { (signed(self.added)) } }
+                div { dt { "Withdrawn" } dd { (signed(self.withdrawn)) } }
+                div.after { dt { "Balance after" } dd { (grouped(self.after)) } }
             }
-            tbody {
-                @for entry in entries {
-                    tr {
-                        td.when { time datetime=(entry.place.timestamp) { (when(entry)) } }
-                        td.what {
-                            (entry.context)
-                            @if entry.approved { " " span.approved { "approved" } }
-                        }
-                        td.number { (signed(entry.balance_change)) }
-                        td.number { (grouped(entry.balance)) }
-                    }
+            figure {
+                (self.drawing())
+                figcaption { (self.period()) }
+            }
+        }
+    }
+
+    /// Of a moment only the balance after its last operation is one.
+    fn drawing(&self) -> Markup {
+        let moments = self
+            .entries
+            .chunk_by(|one, other| one.place.timestamp == other.place.timestamp);
+        let balances: Vec<_> = moments
+            .filter_map(|moment| moment.last())
+            .map(|entry| (entry.place.timestamp, entry.balance.max(0)))
+            .collect();
+        let before = i64::try_from(self.before.max(0)).unwrap_or(i64::MAX);
+        curve(before, &balances)
+    }
+
+    fn period(&self) -> String {
+        let count = match self.entries.len() {
+            1 => "1 operation".to_owned(),
+            count => format!("{count} operations"),
+        };
+        let mut days =
+            [self.entries.first(), self.entries.last()].map(|entry| entry.map(|entry| entry.place.timestamp));
+        days.sort();
+        match days.map(|at| at.map(day)) {
+            [Some(first), Some(last)] if first == last => format!("{count} on {first} (UTC)"),
+            [Some(first), Some(last)] => format!("{count} from {first} to {last} (UTC)"),
+            _ => count,
+        }
+    }
+}
+
+/// The roles say again what a browser forgets when a row is laid out otherwise, as on a phone.
+fn table(page: &StatementPage<'_>) -> Markup {
+    let order = if page.oldest_first { "earliest" } else { "latest" };
+    html! {
+        table role="table" {
+            caption { "Operations, the " (order) " first" }
+            thead role="rowgroup" {
+                tr role="row" {
+                    th scope="col" role="columnheader" { "When (UTC)" }
+                    th scope="col" role="columnheader" { "What for" }
+                    th.number scope="col" role="columnheader" { "Change" }
+                    th.number scope="col" role="columnheader" { "Balance" }
                 }
             }
+            tbody role="rowgroup" {
+                @for entry in page.entries { (row(entry)) }
+            }
+        }
+    }
+}
+
+fn row(entry: &HistoryEntry) -> Markup {
+    let change = i128::from(entry.balance_change);
+    let kind = if change > 0 { "number added" } else { "number" };
+    html! {
+        tr role="row" {
+            td.when role="cell" { time datetime=(entry.place.timestamp) { (second(entry.place.timestamp)) } }
+            td.what role="cell" {
+                bdi { (entry.context) }
+                @if entry.approved { " " span.approved { "approved" } }
+            }
+            td class=(kind) role="cell" { (signed(change)) }
+            td.number.balance role="cell" { (grouped(entry.balance.into())) }
         }
     }
 }
 
 fn ways(page: &StatementPage<'_>) -> Markup {
-    let next = if page.oldest_first {
-        "Later operations"
-    } else {
-        "Earlier operations"
+    let (first, next) = match page.oldest_first {
+        true => ("Earliest operations", "Later operations"),
+        false => ("Latest operations", "Earlier operations"),
     };
     html! {
-        nav {
-            @if page.is_continued { a href="?" { "Latest operations" } " " }
-            @if let Some(query) = page.next { a rel="next" href=(format!("?{query}")) { (next) } }
-        }
-    }
-}
-
-/// `2026-01-31 12:00:00 UTC`; finer digits are in the element's `datetime`.
-fn when(entry: &HistoryEntry) -> String {
-    let text = entry.place.timestamp.to_rfc3339_microseconds();
-    format!("{} {} UTC", &text[..10], &text[11..19])
-}
-
-/// With a sign, and a minus that is as wide as a plus.
-fn signed(change: i64) -> String {
-    let sign = match change {
-        1.. => "+",
-        0 => "",
-        _ => "\u{2212}",
-    };
-    format!("{sign}{}", digits(change.unsigned_abs()))
-}
-
-fn grouped(balance: i64) -> String {
-    let sign = if balance < 0 { "\u{2212}" } else { "" };
-    format!("{sign}{}", digits(balance.unsigned_abs()))
-}
-
-/// In groups of three, with a narrow space between them that does not break.
-fn digits(number: u64) -> String {
-    let digits = number.to_string();
-    let mut grouped = String::with_capacity(digits.len() * 2);
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            grouped.push('\u{202F}');
-        }
-        grouped.push(digit);
-    }
-    grouped
-}
-
-#[cfg(test)]
-mod tests {
-    use uuid::Uuid;
-
-    use super::*;
-    use crate::domain::{OperationId, Timestamp};
-    use crate::store::Place;
-
-    fn entry(seq: i64, balance_change: i64, balance: i64, context: &str) -> HistoryEntry {
-        let timestamp = Timestamp::parse("2026-01-31T12:00:00Z").unwrap();
-        HistoryEntry {
-            place: Place { timestamp, seq },
-            balance_change,
-            balance,
-            context: context.to_owned(),
-            operation_id: OperationId(Uuid::nil()),
-            approved: false,
-            recorded_at: timestamp,
-        }
-    }
-
-    #[test]
-    fn what_clients_have_sent_cannot_become_markup() {
-        let evil = "</td><script>alert(1)</script>&\"'";
-        let entries = [entry(1, 5, 5, evil)];
-        let page = StatementPage {
-            user_id: "<b>&\"",
-            entries: &entries,
-            oldest_first: false,
-            next: Some("cursor=\"><script>"),
-            is_continued: true,
-        };
-        let text = render(&page);
-        assert!(!text.contains("<script") && !text.contains("<b>"), "{text}");
-        assert!(text.contains("&lt;script&gt;alert(1)"), "{text}");
-    }
-
-    #[test]
-    fn every_page_can_be_drawn() {
-        for entries in [
-            vec![],
-            vec![entry(1, 0, 0, "")],
-            vec![entry(1, i64::MAX, i64::MAX, ""), entry(2, i64::MIN + 1, 0, "")],
-        ] {
-            for oldest_first in [true, false] {
-                let page = StatementPage {
-                    user_id: "alice",
-                    entries: &entries,
-                    oldest_first,
-                    next: None,
-                    is_continued: false,
-                };
-                let text = render(&page);
-                assert!(!text.contains("NaN") && !text.contains("inf"), "{text}");
-                assert_eq!(text.contains("<svg"), !entries.is_empty());
+        @if page.first.is_some() || page.next.is_some() {
+            nav aria-label="Pages" {
+                @if let Some(query) = page.first { a href=(format!("?{query}")) { "\u{21E4} " (first) } }
+                @if let Some(query) = page.next {
+                    a.next rel="next" href=(format!("?{query}")) { (next) " \u{2192}" }
+                }
             }
         }
-    }
-
-    #[test]
-    fn amounts_are_grouped_by_three() {
-        assert_eq!(signed(1_234_567), "+1\u{202F}234\u{202F}567");
-        assert_eq!(signed(-100), "\u{2212}100");
-        assert_eq!(grouped(0), "0");
-        assert_eq!(digits(1_000), "1\u{202F}000");
     }
 }

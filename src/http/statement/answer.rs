@@ -1,0 +1,135 @@
+//! The answer to a request for a history, in the form that the client wants.
+
+use std::io;
+use std::iter;
+use std::sync::LazyLock;
+
+use bytes::Bytes;
+use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
+use poem::http::HeaderValue;
+use poem::http::header::{CONTENT_DISPOSITION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LINK};
+use poem::{Body, IntoResponse, Response};
+use poem_openapi::ApiResponse;
+use poem_openapi::payload::Payload;
+use poem_openapi::registry::{MetaMediaType, MetaResponse, MetaResponses, Registry};
+use poem_openapi::types::Type;
+
+use super::disposition::disposition;
+use super::page::{STYLE, StatementPage, render};
+use super::table::{HEADER, rows};
+use crate::domain::UserId;
+use crate::http::headers;
+use crate::http::negotiation::Form;
+use crate::http::problem::response_header;
+use crate::http::responses::{Json, Success};
+use crate::http::types::History;
+use crate::service::HistoryStream;
+use crate::store::HistoryEntry;
+
+/// So many rows are sent at once.
+const ROWS_AT_ONCE: usize = 250;
+
+/// The page's own style and nothing else.
+static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| headers::policy_of_style(STYLE));
+
+/// A history in one of its forms.
+pub enum HistoryAnswer {
+    /// A page of it for programs.
+    Json(Success<History>),
+    /// Rows for spreadsheets, sent as they are read.
+    Csv {
+        /// Whose.
+        user_id: UserId,
+        /// The rows.
+        rows: HistoryStream,
+        /// The query of the next part, after `?`, where only a part was asked for.
+        next: Option<String>,
+    },
+    /// A page of it for people.
+    Html(String),
+}
+
+impl HistoryAnswer {
+    /// A page as it is drawn.
+    pub fn page(page: &StatementPage<'_>) -> Self {
+        Self::Html(render(page))
+    }
+}
+
+impl IntoResponse for HistoryAnswer {
+    fn into_response(self) -> Response {
+        match self {
+            HistoryAnswer::Json(history) => history.into_response(),
+            HistoryAnswer::Csv { user_id, rows, next } => {
+                let mut response = Response::builder()
+                    .header(CONTENT_TYPE, Form::Csv.media_type())
+                    .header(CONTENT_DISPOSITION, disposition(user_id.as_str()))
+                    .body(Body::from_bytes_stream(table(rows)));
+                if let Some(next) = next {
+                    let next = HeaderValue::try_from(format!("<?{next}>; rel=\"next\""));
+                    response
+                        .headers_mut()
+                        .insert(LINK, next.expect("an encoded query is a header's value"));
+                }
+                response
+            }
+            HistoryAnswer::Html(page) => Response::builder()
+                .header(CONTENT_TYPE, Form::Html.media_type())
+                .header(CONTENT_SECURITY_POLICY, POLICY.clone())
+                .body(page),
+        }
+    }
+}
+
+/// The bytes of a table. Where its operations end with a failure, so does it: the connection is then closed without the end
+/// of the body.
+fn table(operations: HistoryStream) -> impl Stream<Item = io::Result<Bytes>> + Send {
+    let rows = operations
+        .map_err(|failure| io::Error::other(failure.code()))
+        .map_ok(|entries| {
+            let mut entries = entries.into_iter();
+            stream::iter(iter::from_fn(move || {
+                let some: Vec<HistoryEntry> = entries.by_ref().take(ROWS_AT_ONCE).collect();
+                (!some.is_empty()).then(|| Ok(Bytes::from(rows(&some))))
+            }))
+        });
+    let header = stream::iter([Ok(Bytes::from_static(HEADER.as_bytes()))]);
+    header.chain(rows.try_flatten())
+}
+
+impl ApiResponse for HistoryAnswer {
+    fn meta() -> MetaResponses {
+        let text = |content_type| MetaMediaType {
+            content_type,
+            schema: String::schema_ref(),
+        };
+        let history = MetaMediaType {
+            content_type: Json::<History>::CONTENT_TYPE,
+            schema: History::schema_ref(),
+        };
+        let header = |name, description| response_header(name, description, String::schema_ref());
+        MetaResponses {
+            responses: vec![MetaResponse {
+                description: "A page of the history, or with `text/csv` all of it.",
+                status: Some(200),
+                status_range: None,
+                // Without parameters of the media types, which generators do not know.
+                content: vec![history, text("text/csv"), text("text/html")],
+                headers: vec![
+                    header(
+                        CONTENT_DISPOSITION,
+                        "With `text/csv`: the name under which it can be kept as a file.",
+                    ),
+                    header(
+                        LINK,
+                        "With `text/csv` and `limit`: the next part with `rel=\"next\"`, where there is one.",
+                    ),
+                ],
+            }],
+        }
+    }
+
+    fn register(registry: &mut Registry) {
+        History::register(registry);
+    }
+}

@@ -1,0 +1,98 @@
+//! A request for a history, whatever form its answer has: JSON, rows and page are of the same operations.
+
+use std::sync::Arc;
+
+use futures_util::stream::{self, StreamExt};
+use url::form_urlencoded::Serializer;
+
+use super::answer::HistoryAnswer;
+use super::page::StatementPage;
+use crate::http::negotiation::Form;
+use crate::http::parameters::{Cursor, MAX_LIMIT};
+use crate::http::responses::Success;
+use crate::http::types::{History, UserIdText};
+use crate::service::{HistoryPage, HistoryRequest, Unavailable, UseCases};
+use crate::store::HistoryOrder;
+
+/// What was asked for.
+pub struct Asked {
+    /// The page, with the usual limit where none was given.
+    pub request: HistoryRequest,
+    /// The most operations, if that was said.
+    pub limit: Option<u32>,
+}
+
+impl Asked {
+    /// Whether the answer is as long as the history is.
+    pub fn is_without_end(&self, form: Form) -> bool {
+        form == Form::Csv && self.limit.is_none()
+    }
+
+    /// Asks the service.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`] says what kept the service from answering.
+    pub async fn answer<S: UseCases>(mut self, service: &Arc<S>, form: Form) -> Result<HistoryAnswer, Unavailable> {
+        let user_id = self.request.user_id.clone();
+        if self.is_without_end(form) {
+            self.request.limit = MAX_LIMIT;
+            let rows = service.stream_history(self.request).await?;
+            return Ok(HistoryAnswer::Csv {
+                user_id,
+                rows,
+                next: None,
+            });
+        }
+        let page = service.history(self.request.clone()).await?;
+        let next_cursor = self.cursor_beyond(&page).map(|cursor| cursor.to_text());
+        let next = next_cursor.as_ref().map(|cursor| self.query(Some(&cursor.0)));
+        Ok(match form {
+            Form::Json => HistoryAnswer::Json(Success(History {
+                user_id: UserIdText(user_id.to_string()),
+                operations: page.entries.into_iter().map(Into::into).collect(),
+                next_cursor,
+            })),
+            Form::Csv => HistoryAnswer::Csv {
+                user_id,
+                rows: stream::iter([Ok(page.entries)]).boxed(),
+                next,
+            },
+            Form::Html => HistoryAnswer::page(&StatementPage {
+                user_id: user_id.as_str(),
+                entries: &page.entries,
+                oldest_first: self.request.order == HistoryOrder::OldestFirst,
+                next: next.as_deref(),
+                first: self.request.beyond.map(|_| self.query(None)).as_deref(),
+            }),
+        })
+    }
+
+    /// Where the next page begins, if there is one.
+    fn cursor_beyond(&self, page: &HistoryPage) -> Option<Cursor> {
+        let HistoryRequest { order, from, to, .. } = self.request;
+        let last = page.entries.last().filter(|_| page.more)?.place;
+        Some(Cursor { order, from, to, last })
+    }
+
+    /// The query of the first page, or of the one with this cursor, which holds all but the limit.
+    fn query(&self, cursor: Option<&str>) -> String {
+        let mut query = Serializer::new(String::new());
+        if let Some(limit) = self.limit {
+            query.append_pair("limit", &limit.to_string());
+        }
+        if let Some(cursor) = cursor {
+            return query.append_pair("cursor", cursor).finish();
+        }
+        let bounds = [("from", self.request.from), ("to", self.request.to)];
+        for (name, bound) in bounds {
+            if let Some(bound) = bound {
+                query.append_pair(name, &bound.to_string());
+            }
+        }
+        if self.request.order == HistoryOrder::OldestFirst {
+            query.append_pair("order", "asc");
+        }
+        query.finish()
+    }
+}
