@@ -1,84 +1,18 @@
 """Explores Swagger UI in headless Chromium as a person would: explore.py URL DIRECTORY
 
 Executes a change and a read, and fails if the page asked any other host for anything. DIRECTORY gets a screenshot.
-chromedriver is spoken to over HTTP, as the WebDriver standard says.
 """
 
-import base64
 import json
-import re
-import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
-PATIENCE_SECONDS = 60
-ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
+from browser import chromium
 
 service = sys.argv[1].rstrip("/")
 directory = Path(sys.argv[2])
-
-
-class Browser:
-    def __init__(self, driver_url):
-        arguments = [
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--window-size=1400,1600",
-            f"--user-data-dir={directory / 'profile'}",
-            # What the browser asks by itself fails, too; what the page asks is in the log even if it fails.
-            "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-        ]
-        capabilities = {
-            "browserName": "chrome",
-            "goog:chromeOptions": {"args": arguments},
-            "goog:loggingPrefs": {"performance": "ALL", "browser": "ALL"},
-        }
-        self.url = driver_url
-        session = self.call("POST", "/session", {"capabilities": {"alwaysMatch": capabilities}})
-        self.url = f"{driver_url}/session/{session['sessionId']}"
-
-    def call(self, method, path, body=None):
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method=method)
-        with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
-            return json.load(answer)["value"]
-
-    def find(self, css, text=""):
-        """The first element that matches, holds the text and is shown; waits until there is one."""
-        bound = time.monotonic() + PATIENCE_SECONDS
-        script = """
-            return [...document.querySelectorAll(arguments[0])]
-                .find(e => e.textContent.includes(arguments[1]) && e.offsetParent !== null) ?? null"""
-        while time.monotonic() < bound:
-            if found := self.call("POST", "/execute/sync", {"script": script, "args": [css, text]}):
-                return found[ELEMENT]
-            time.sleep(0.1)
-        raise AssertionError(f"{css} with {text!r} does not appear")
-
-    def click(self, css, text=""):
-        self.call("POST", f"/element/{self.find(css, text)}/click", {})
-
-    def text(self, css):
-        return self.call("GET", f"/element/{self.find(css)}/text")
-
-    def type(self, css, text):
-        element = self.find(css)
-        # The clear command of WebDriver is not noticed by the page's framework.
-        select_all = "arguments[0].focus(); arguments[0].select()"
-        self.call("POST", "/execute/sync", {"script": select_all, "args": [{ELEMENT: element}]})
-        self.call("POST", f"/element/{element}/value", {"text": text})
-
-    def log(self, kind):
-        return self.call("POST", "/se/log", {"type": kind})
 
 
 def try_out(browser, operation, fill):
@@ -117,15 +51,8 @@ def explore(browser):
 
 
 def check_requests(browser):
-    """Every request that the page made, by the browser's own record."""
-    requested = set()
-    for entry in browser.log("performance"):
-        message = json.loads(entry["message"])["message"]
-        if message["method"] in ("Network.requestWillBeSent", "Network.webSocketCreated"):
-            parameters = message["params"]
-            requested.add(parameters["request"]["url"] if "request" in parameters else parameters["url"])
-    # What is in the browser or in the page leaves no process; Chromium's own first page is among it.
-    sent = {url for url in requested if urlsplit(url).scheme not in ("about", "blob", "chrome", "data")}
+    """Every request that the page made."""
+    sent = browser.requested()
     foreign = {url for url in sent if urlsplit(url).netloc != urlsplit(service).netloc}
     assert not foreign, f"requests left for {foreign}"
     for path in ("/docs", "/changeBalance", "/balance"):
@@ -135,23 +62,10 @@ def check_requests(browser):
     assert not errors, f"the page's console has {errors}"
 
 
-def main():
-    directory.mkdir(parents=True)
-    driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True)
+with chromium(directory) as browser:
     try:
-        started = (re.search(r"started successfully on port (\d+)", line) for line in driver.stdout)
-        port = next(match[1] for match in started if match)
-        browser = Browser(f"http://127.0.0.1:{port}")
-        try:
-            print("Chromium", browser.call("POST", "/execute/sync", {"script": "return navigator.userAgent", "args": []}))
-            explore(browser)
-            check_requests(browser)
-        finally:
-            (directory / "docs.png").write_bytes(base64.b64decode(browser.call("GET", "/screenshot")))
-            browser.call("DELETE", "")
+        print("Chromium", browser.run("return navigator.userAgent"))
+        explore(browser)
+        check_requests(browser)
     finally:
-        driver.terminate()
-        driver.wait()
-
-
-main()
+        browser.screenshot(directory / "docs.png")
