@@ -8,9 +8,11 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::LazyLock;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use poem::http::HeaderValue;
 use poem::http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use poem_openapi::types::ToJSON;
@@ -28,6 +30,13 @@ use crate::telemetry::{RequestContext, X_REQUEST_ID};
 
 /// How a connection that speaks HTTP/2 begins.
 const HTTP_2: &[u8] = b"PRI * HTTP/2";
+
+/// What a body has in the place of its next part when it cannot go on: the connection that this is about to be sent on is
+/// broken off, and whoever reads sees that the end is missing. Nobody can send it by chance or by intent.
+///
+/// An error of the body would not do. poem polls a connection that has failed once more, and hyper then writes the end of
+/// the body as if all of it had been there.
+pub static BREAK_OFF: LazyLock<Bytes> = LazyLock::new(|| Bytes::from_owner(rand::random::<[u8; 32]>()));
 
 /// A way to send what TLS keeps back.
 type SendRest = fn(Pin<&mut Stream>, &mut Context<'_>) -> Poll<io::Result<()>>;
@@ -55,6 +64,8 @@ pub struct Connection {
     instead: Option<(Vec<u8>, usize, usize)>,
     /// Whether what is sent comes in parts, between which the service may need the time of a request.
     is_in_parts: bool,
+    /// Whether nothing more is sent.
+    is_broken_off: bool,
     /// When the phase ends. It is looked at only when there is nothing to read or no room to write.
     until: Pin<Box<Sleep>>,
     /// Whether the socket has no room for what is being sent; then `until` is about that.
@@ -78,6 +89,7 @@ impl Connection {
             phase: Phase::Between { is_clear: true },
             instead: None,
             is_in_parts: false,
+            is_broken_off: false,
             until: Box::pin(sleep(first)),
             is_stalled: false,
             _place: place,
@@ -240,6 +252,10 @@ impl AsyncRead for Connection {
 // Without vectored writes hyper puts head and body into one buffer, which small answers are better off with too.
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.is_broken_off || breaks_off(buf) {
+            self.is_broken_off = true;
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         if self.instead.is_none() && is_bare_refusal(buf) {
             self.instead = Some((unreadable_request(), 0, buf.len()));
         }
@@ -271,6 +287,12 @@ impl AsyncWrite for Connection {
 /// Whether another chunk follows. A head without a body looks so, too, and then has the longer time.
 fn is_part(bytes: &[u8]) -> bool {
     bytes.ends_with(b"\r\n") && !bytes.ends_with(b"0\r\n\r\n")
+}
+
+/// Whether what is sent ends with [`BREAK_OFF`]: the body has nothing behind it, so that it is the last of its chunk.
+fn breaks_off(bytes: &[u8]) -> bool {
+    let chunk = bytes.strip_suffix(b"\r\n");
+    chunk.is_some_and(|chunk| chunk.ends_with(&BREAK_OFF))
 }
 
 /// hyper's own refusals: a head that says there is no body. Every refusal of ours has one.

@@ -5,7 +5,8 @@ use std::iter;
 use std::sync::LazyLock;
 
 use bytes::Bytes;
-use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
+use futures_util::future::Either;
+use futures_util::stream::{self, Stream, StreamExt};
 use poem::http::HeaderValue;
 use poem::http::header::{CONTENT_DISPOSITION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LINK};
 use poem::{Body, IntoResponse, Response};
@@ -18,6 +19,7 @@ use super::disposition::disposition;
 use super::page::{STYLE, StatementPage, render};
 use super::table::{HEADER, rows};
 use crate::domain::UserId;
+use crate::http::connection::BREAK_OFF;
 use crate::http::headers;
 use crate::http::negotiation::Form;
 use crate::http::problem::response_header;
@@ -81,20 +83,23 @@ impl IntoResponse for HistoryAnswer {
     }
 }
 
-/// The bytes of a table. Where its operations end with a failure, so does it: the connection is then closed without the end
-/// of the body.
+/// The bytes of a table. Where its operations end with a failure, so does it, and its connection.
 fn table(operations: HistoryStream) -> impl Stream<Item = io::Result<Bytes>> + Send {
-    let rows = operations
-        .map_err(|failure| io::Error::other(failure.code()))
-        .map_ok(|entries| {
-            let mut entries = entries.into_iter();
-            stream::iter(iter::from_fn(move || {
-                let some: Vec<HistoryEntry> = entries.by_ref().take(ROWS_AT_ONCE).collect();
-                (!some.is_empty()).then(|| Ok(Bytes::from(rows(&some))))
-            }))
-        });
-    let header = stream::iter([Ok(Bytes::from_static(HEADER.as_bytes()))]);
-    header.chain(rows.try_flatten())
+    let rows = operations.flat_map(|page| match page {
+        Ok(entries) => Either::Left(stream::iter(some_rows_at_once(entries))),
+        // Nobody waits for what follows: the connection is gone.
+        Err(_) => Either::Right(stream::iter([BREAK_OFF.clone()]).chain(stream::pending())),
+    });
+    let header = stream::iter([Bytes::from_static(HEADER.as_bytes())]);
+    header.chain(rows).map(Ok)
+}
+
+fn some_rows_at_once(entries: Vec<HistoryEntry>) -> impl Iterator<Item = Bytes> + Send {
+    let mut entries = entries.into_iter();
+    iter::from_fn(move || {
+        let some: Vec<_> = entries.by_ref().take(ROWS_AT_ONCE).collect();
+        (!some.is_empty()).then(|| Bytes::from(rows(&some)))
+    })
 }
 
 impl ApiResponse for HistoryAnswer {

@@ -1,0 +1,423 @@
+//! A history of any length: in constant memory, at the client's pace, whole or seen not to be.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::{sleep, timeout};
+
+use super::{CSV, Row, expected, parsed, without_recorded_at};
+use crate::support::approver::TestApprover;
+use crate::support::client::{ServiceClient, answer, change};
+use crate::support::postgres::{Database, fresh_database, until};
+use crate::support::proxy::{Lost, Proxy};
+use crate::support::raw;
+use crate::support::replica::ReplicaOptions;
+use crate::support::world::World;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Far more than sockets hold.
+const OPERATIONS: usize = 30_000;
+/// A replica may take so much more for a stream; the whole table is more than that.
+const MEMORY_MIB: u64 = 16;
+const STREAMS: &str = "balance_history_streams";
+const CUT_OFF: &str = "balance_history_streams_cut_off_total";
+/// Sessions of replicas that do or hold anything.
+const AT_WORK: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                       AND pid <> pg_backend_pid() AND backend_type = 'client backend' AND state <> 'idle'";
+
+/// A history of 30 MB with checkpoints, each operation a second after the one before.
+async fn fill(database: &Database, user_id: &str) {
+    let fill = format!(
+        "INSERT INTO balance VALUES ('{user_id}', {OPERATIONS}, {OPERATIONS}, \
+            timestamptz '2020-01-01 00:00Z' + {OPERATIONS} * interval '1 second', {OPERATIONS} % 64);
+        INSERT INTO changes_history (user_id, \"timestamp\", seq, balance_change, balance_after, context, \
+            operation_id, approved, instance) \
+            SELECT '{user_id}', timestamptz '2020-01-01 00:00Z' + n * interval '1 second', n, 1, n, repeat('x', 1000), \
+            gen_random_uuid(), false, 'elsewhere' FROM generate_series(1, {OPERATIONS}) n;
+        INSERT INTO balance_checkpoints \
+            SELECT '{user_id}', timestamptz '2020-01-01 00:00Z' + n * interval '1 second', n, n - 63, n \
+            FROM generate_series(64, {OPERATIONS}, 64) n;"
+    );
+    database.client().await.batch_execute(&fill).await.unwrap();
+}
+
+/// A client that takes what it wants to take.
+struct Reader {
+    stream: TcpStream,
+    bytes: Vec<u8>,
+}
+
+/// How a table ended.
+#[derive(Debug, PartialEq)]
+enum End {
+    Whole,
+    CutOff,
+}
+
+impl Reader {
+    /// Asks for a table with a small buffer for it, and takes the head of the answer.
+    async fn ask(url: &str, path: &str) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        let address = url.strip_prefix("http://").unwrap().parse().unwrap();
+        let mut stream = socket.connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\naccept: {CSV}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut reader = Self {
+            stream,
+            bytes: Vec::new(),
+        };
+        reader.take(1).await;
+        reader
+    }
+
+    /// Takes at least so much more.
+    async fn take(&mut self, bytes: usize) {
+        let enough = self.bytes.len() + bytes;
+        let taken = timeout(PATIENCE, async {
+            while self.bytes.len() < enough {
+                assert!(self.stream.read_buf(&mut self.bytes).await.unwrap() > 0, "it ends");
+            }
+        });
+        taken.await.expect("there is more");
+    }
+
+    /// Takes the rest: the table as far as it came.
+    async fn rest(mut self) -> (Vec<u8>, End) {
+        let taken = timeout(PATIENCE, async {
+            // A reset is an end, too.
+            while !self.bytes.ends_with(b"\r\n0\r\n\r\n") {
+                match self.stream.read_buf(&mut self.bytes).await {
+                    Ok(0) | Err(_) => break,
+                    Ok(_) => {}
+                }
+            }
+        });
+        taken.await.expect("it ends");
+        let head = self.bytes.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
+        let (head, mut body) = self.bytes.split_at(head + 4);
+        let head = std::str::from_utf8(head).unwrap();
+        assert!(
+            head.starts_with("HTTP/1.1 200") && head.contains("\r\ntransfer-encoding: chunked\r\n"),
+            "{head}"
+        );
+        let mut table = Vec::new();
+        loop {
+            let Some(line) = body.windows(2).position(|window| window == b"\r\n") else {
+                return (table, End::CutOff);
+            };
+            let size = std::str::from_utf8(&body[..line]).unwrap();
+            let size = usize::from_str_radix(size, 16).unwrap();
+            if size == 0 {
+                return (table, End::Whole);
+            }
+            let Some(chunk) = body.get(line + 2..line + 2 + size) else {
+                table.extend(&body[line + 2..]);
+                return (table, End::CutOff);
+            };
+            table.extend(chunk);
+            body = body.get(line + 4 + size..).unwrap_or_default();
+        }
+    }
+}
+
+/// The whole table.
+async fn rows(reader: Reader) -> Vec<Row> {
+    let (table, end) = reader.rest().await;
+    assert_eq!(end, End::Whole);
+    parsed(&table)
+}
+
+async fn until_streams(client: &ServiceClient, streams: i64) {
+    let reached = timeout(PATIENCE, async {
+        while client.metric(STREAMS).await != streams {
+            sleep(Duration::from_millis(10)).await;
+        }
+    });
+    reached.await.expect("the streams come to be so many");
+}
+
+#[tokio::test]
+async fn operations_added_while_a_slow_client_reads_neither_hide_nor_repeat_what_was_there() {
+    let world = World::start().await;
+    fill(&world.database, "long").await;
+    let sql = world.database.client().await;
+    let before = expected(&sql, "long").await;
+    for order in ["asc", "desc"] {
+        let mut reader = Reader::ask(&world.replica.url, &format!("/long/history?order={order}")).await;
+        reader.take(100_000).await;
+        // Before, among and after what was there.
+        for (number, moment) in ["2019-01-01T00:00:00Z", "2020-01-01T02:00:00.5Z", "2020-01-01T09:00:00Z"]
+            .into_iter()
+            .cycle()
+            .take(30)
+            .enumerate()
+        {
+            if number % 10 == 0 {
+                reader.take(1_000_000).await;
+            }
+            world.client.change(&change("long", 1, moment)).await.expect(200);
+        }
+        assert_eq!(world.client.metric(STREAMS).await, 1, "it is read while they are added");
+        let mut rows = without_recorded_at(&rows(reader).await);
+        if order == "desc" {
+            rows.reverse();
+        }
+        // By name; the balances are those at the reading of each page.
+        let there: std::collections::HashSet<_> = before.iter().map(|row| &row[0]).collect();
+        let seen: Vec<_> = rows
+            .iter()
+            .filter(|row| there.contains(&row[0]))
+            .map(|row| &row[0])
+            .collect();
+        assert!(
+            seen.iter().copied().eq(before.iter().map(|row| &row[0])),
+            "{order}: skipped or repeated"
+        );
+        let places: Vec<_> = rows
+            .iter()
+            .map(|row| {
+                (
+                    row[1].parse::<chrono::DateTime<chrono::Utc>>().unwrap(),
+                    row[2].parse::<i64>().unwrap(),
+                )
+            })
+            .collect();
+        assert!(places.is_sorted_by(|one, other| one < other), "{order}: out of order");
+    }
+    world.replica.stop().await;
+}
+
+#[tokio::test]
+async fn a_long_history_takes_no_more_memory_than_a_page_and_a_client_that_waits_holds_nothing_else() {
+    let world = World::start().await;
+    fill(&world.database, "long").await;
+    // Whatever is allocated once is there.
+    let mut first = Reader::ask(&world.replica.url, "/long/history").await;
+    first.take(3_000_000).await;
+    drop(first);
+    until_streams(&world.client, 0).await;
+    let sql = world.database.client().await;
+    let settled = world.replica.memory();
+    let mut most = 0;
+    let mut reader = Reader::ask(&world.replica.url, "/long/history").await;
+    for part in 0..8 {
+        reader.take(3_000_000).await;
+        most = most.max(world.replica.memory());
+        if part == 3 {
+            // It waits for the client now, with no connection, turn or place of an operation.
+            world.client.until_under_way(0).await;
+            until(&sql, AT_WORK, 0).await;
+            let open = world.client.metric("balance_database_connections").await;
+            assert_eq!(world.client.metric("balance_database_connections_idle").await, open);
+            assert_eq!(
+                world.client.metric("balance_queue_operations{queue=\"history\"}").await,
+                0
+            );
+            assert_eq!(world.client.metric(STREAMS).await, 1);
+        }
+    }
+    let (table, end) = reader.rest().await;
+    assert_eq!((parsed(&table).len(), end), (OPERATIONS, End::Whole));
+    println!(
+        "{settled} MiB before, {most} MiB at most, a table of {} MiB",
+        table.len() >> 20
+    );
+    assert!(
+        table.len() as u64 >> 20 > MEMORY_MIB && most <= settled + MEMORY_MIB,
+        "{settled} MiB, {most} MiB"
+    );
+    assert_eq!(world.client.metric(STREAMS).await, 0);
+    assert_eq!(world.client.metric(CUT_OFF).await, 0);
+    let lines = world.replica.stop_and_read().await;
+    let mut tables = lines.iter().filter(|line| line["operation"] == "getHistory");
+    assert!(
+        tables.clone().count() == 2 && tables.all(|line| line["outcome"] == "accepted"),
+        "one line for each"
+    );
+}
+
+#[tokio::test]
+async fn a_table_whose_next_page_cannot_be_read_is_seen_to_be_cut_off() {
+    let (database, approver) = (fresh_database().await, TestApprover::start().await);
+    fill(&database, "long").await;
+    let proxy = Proxy::start(&database).await;
+    let options = ReplicaOptions::new(&proxy.url, &approver.url()).set("OPERATION_TIMEOUT_MS", "1000");
+    let mut replica = options.start().await;
+    let client = ServiceClient::new(&replica.url);
+    let mut reader = Reader::ask(&replica.url, "/long/history").await;
+    reader.take(1_000_000).await;
+    proxy.lose(Lost::Requests);
+    let (table, end) = reader.rest().await;
+    assert_eq!(end, End::CutOff);
+    assert!(
+        table.len() > 1_000_000 && table.len() < OPERATIONS * 1_000,
+        "{}",
+        table.len()
+    );
+    replica.said("a history was cut off in the middle").await;
+    proxy.mend();
+    proxy.break_connections();
+    client.until_under_way(0).await;
+    assert_eq!(client.metric(CUT_OFF).await, 1);
+    assert_eq!(client.metric(STREAMS).await, 0);
+    let lines = replica.log_lines();
+    assert_eq!(lines.len(), 1, "one line, of the answer that had begun");
+    assert_eq!(lines[0]["outcome"], "accepted");
+    // A break that is mended in time is not noticed.
+    let mut reader = Reader::ask(&replica.url, "/long/history").await;
+    reader.take(1_000_000).await;
+    proxy.break_connections();
+    assert_eq!(rows(reader).await.len(), OPERATIONS);
+    replica.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_in_the_middle_leaves_nothing_behind() {
+    let world = World::start().await;
+    fill(&world.database, "long").await;
+    let sql = world.database.client().await;
+    let before = world.replica.descriptors();
+    for with_reset in [false, true] {
+        let mut readers = Vec::new();
+        for number in 0..6 {
+            let mut reader = Reader::ask(&world.replica.url, "/long/history").await;
+            reader.take(number * 500_000).await;
+            readers.push(reader);
+        }
+        until_streams(&world.client, 6).await;
+        for reader in readers {
+            if with_reset {
+                reader.stream.set_zero_linger().unwrap();
+            }
+        }
+        until_streams(&world.client, 0).await;
+        world.client.until_under_way(0).await;
+        until(&sql, AT_WORK, 0).await;
+    }
+    // Connections to PostgreSQL may have been opened meanwhile.
+    world.replica.until_descriptors(before + 8).await;
+    assert_eq!(world.client.metric(CUT_OFF).await, 0, "no page could not be read");
+    world.replica.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_is_cut_off_and_one_that_takes_a_little_is_not() {
+    let world = World::with(|options| options.set("CLIENT_TIMEOUT_MS", "500")).await;
+    fill(&world.database, "long").await;
+    let _silent = Reader::ask(&world.replica.url, "/long/history").await;
+    let mut steady = Reader::ask(&world.replica.url, "/long/history").await;
+    until_streams(&world.client, 2).await;
+    for _ in 0..20 {
+        steady.take(20_000).await;
+        sleep(Duration::from_millis(60)).await;
+    }
+    until_streams(&world.client, 1).await;
+    assert_eq!(rows(steady).await.len(), OPERATIONS);
+    world.replica.stop().await;
+}
+
+#[tokio::test]
+async fn a_page_that_takes_longer_than_a_connection_may_be_idle_is_waited_for() {
+    let (database, approver) = (fresh_database().await, TestApprover::start().await);
+    fill(&database, "long").await;
+    let proxy = Proxy::start(&database).await;
+    let options = ReplicaOptions::new(&proxy.url, &approver.url()).set("IDLE_TIMEOUT_MS", "300");
+    let replica = options.start().await;
+    let mut reader = Reader::ask(&replica.url, "/long/history").await;
+    reader.take(1_000_000).await;
+    proxy.hold();
+    let mended = async {
+        sleep(Duration::from_millis(1_500)).await;
+        proxy.mend();
+    };
+    let (rows, ()) = tokio::join!(rows(reader), mended);
+    assert_eq!(rows.len(), OPERATIONS);
+    replica.stop().await;
+}
+
+#[tokio::test]
+async fn more_histories_than_may_be_streamed_are_refused_with_a_line_and_short_ones_are_not() {
+    // A sixteenth of the places for operations.
+    let world = World::with(|options| options.set("OPERATIONS_IN_FLIGHT", "32")).await;
+    fill(&world.database, "long").await;
+    world.deposit("short", 1).await;
+    let streams = [
+        Reader::ask(&world.replica.url, "/long/history").await,
+        Reader::ask(&world.replica.url, "/long/history").await,
+    ];
+    until_streams(&world.client, 2).await;
+    assert_eq!(world.client.metric("balance_history_streams_limit").await, 2);
+    let ask = |path: &str| answer(world.client.get(path).header("accept", CSV));
+    ask("/long/history").await.expect_problem(503, "overloaded");
+    world.client.balance("short", None).await.expect(200);
+    let part = world.client.get("/long/history?limit=1000").header("accept", CSV);
+    assert_eq!(part.send().await.unwrap().status(), 200);
+    drop(streams);
+    until_streams(&world.client, 0).await;
+    for _ in 0..5 {
+        let short = world.client.get("/short/history").header("accept", CSV);
+        assert_eq!(short.send().await.unwrap().status(), 200);
+    }
+    let lines = world.replica.stop_and_read().await;
+    let refused = lines.iter().filter(|line| line["outcome"] == "overloaded");
+    assert_eq!(refused.count(), 1);
+}
+
+#[tokio::test]
+async fn a_table_has_its_line_before_its_first_byte_and_none_is_sent_while_lines_cannot_be_written() {
+    let world = World::start().await;
+    fill(&world.database, "long").await;
+    for number in 1..=20 {
+        let _reader = Reader::ask(&world.replica.url, "/long/history").await;
+        let lines = world.replica.log_lines();
+        assert_eq!(lines.len(), number, "the head is there");
+    }
+    let failing = World::with(|options| options.log("/dev/full")).await;
+    let request = failing.client.get("/a/history").header("accept", CSV);
+    answer(request).await.expect_problem(503, "operations_log_unavailable");
+    world.replica.stop().await;
+}
+
+#[tokio::test]
+async fn a_table_that_is_read_too_slowly_for_the_shutdown_is_cut_off_by_it() {
+    let mut world = World::with(|options| options.set("SHUTDOWN_TIMEOUT_MS", "500")).await;
+    fill(&world.database, "long").await;
+    let mut reader = Reader::ask(&world.replica.url, "/long/history").await;
+    reader.take(500_000).await;
+    until_streams(&world.client, 1).await;
+    world.replica.signal(Signal::SIGTERM);
+    let status = world.replica.ended().await;
+    assert!(status.success(), "{status}");
+    let (table, end) = reader.rest().await;
+    assert_eq!(end, End::CutOff);
+    assert!(table.len() < OPERATIONS * 1_000, "{}", table.len());
+}
+
+#[tokio::test]
+async fn a_client_of_http_1_0_which_cannot_see_that_a_table_was_cut_off_gets_none_without_a_limit() {
+    let world = World::start().await;
+    world.deposit("a", 1).await;
+    let ask = async |path: &str, accept: &str| {
+        let request = format!("GET {path} HTTP/1.0\r\nhost: x\r\naccept: {accept}\r\n\r\n");
+        raw::exchange(&world.replica.url, request.as_bytes())
+            .await
+            .expect("an answer")
+    };
+    let refused = ask("/a/history", CSV).await;
+    assert_eq!(
+        (refused.status, &refused.json()["code"]),
+        (400, &json!("invalid_request"))
+    );
+    for (path, accept) in [
+        ("/a/history?limit=5", CSV),
+        ("/a/history", "*/*"),
+        ("/a/history", "text/html"),
+    ] {
+        assert_eq!(ask(path, accept).await.status, 200, "{path} {accept}");
+    }
+    world.replica.stop().await;
+}
