@@ -29,6 +29,7 @@ mod reads;
 mod recovery;
 mod rule;
 mod slots;
+mod statement;
 mod telemetry;
 mod tls;
 mod tokens;
