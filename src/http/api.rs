@@ -336,9 +336,9 @@ impl<S: UseCases> Api<S> {
     ///
     /// `text/csv` is a table with a row for each operation, in the same order and with the same names: all operations,
     /// however many, or at most `limit` of them. Each operation that was there at the beginning comes once; the balance
-    /// after it is the one when its part of the table was read. A `context` that begins with `=`, `+`, `-`, `@` (in full width too), `'`, a
-    /// tab or a line break has a `'` in front, so that no spreadsheet takes it for a formula. A table that cannot be
-    /// ended is cut off without the end of its transfer, so that no client takes it for a whole one.
+    /// after it is the one when its part of the table was read. A `context` that begins with `=`, `+`, `-`, `@` (in full
+    /// width too), `'`, a tab or a line break has a `'` in front, so that no spreadsheet takes it for a formula. A table
+    /// that cannot be ended is cut off without the end of its transfer, so that no client takes it for a whole one.
     ///
     /// `text/html` is a page for people: the curve of the balance, the operations, and the way to the next page.
     #[oai(

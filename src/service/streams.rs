@@ -19,8 +19,8 @@ use crate::telemetry::{self, RequestContext};
 /// Streams take at most this part of the places for operations; more are answered 503.
 const PART_OF_PLACES: usize = 16;
 
-/// Operations in the order asked for, none of them empty but perhaps the first. An error is the last item: what was asked
-/// for is not all there.
+/// Pages in the order asked for; only the first may be empty. An error is the last item: what was asked for is not all
+/// there.
 pub type HistoryStream = BoxStream<'static, Result<Vec<HistoryEntry>, Unavailable>>;
 
 /// So many histories may be streamed at once.

@@ -8,7 +8,7 @@ pub fn signed(change: i128) -> String {
     format!("{sign}{}", grouped(change))
 }
 
-/// In groups of three, with a narrow space between them at which no line breaks.
+/// In groups of three, with a thin space between them, at which a number breaks that is wider than its place.
 pub fn grouped(number: i128) -> String {
     let sign = if number < 0 { "\u{2212}" } else { "" };
     let digits = number.unsigned_abs().to_string();
@@ -16,7 +16,7 @@ pub fn grouped(number: i128) -> String {
     grouped.push_str(sign);
     for (place, digit) in digits.chars().enumerate() {
         if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            grouped.push('\u{202F}');
+            grouped.push('\u{2009}');
         }
         grouped.push(digit);
     }
@@ -53,11 +53,11 @@ mod tests {
 
     #[test]
     fn amounts_are_grouped_by_three_and_changes_have_a_sign() {
-        assert_eq!(signed(1_234_567), "+1\u{202F}234\u{202F}567");
+        assert_eq!(signed(1_234_567), "+1\u{2009}234\u{2009}567");
         assert_eq!(signed(-100), "\u{2212}100");
         assert_eq!(signed(0), "0");
         assert_eq!(grouped(0), "0");
-        assert_eq!(grouped(1_000), "1\u{202F}000");
+        assert_eq!(grouped(1_000), "1\u{2009}000");
         assert_eq!(
             grouped((-1_i128) << 63).chars().filter(char::is_ascii_digit).count(),
             19

@@ -71,10 +71,10 @@ fn a_page_tells_what_its_operations_come_to() {
         entry(2, -1_200, 2_800, "rent"),
     ]));
     for shown in [
-        "<dt>Balance before</dt><dd>1\u{202F}000</dd>",
-        "<dt>Added</dt><dd>+3\u{202F}000</dd>",
-        "<dt>Withdrawn</dt><dd>\u{2212}1\u{202F}200</dd>",
-        "<dt>Balance after</dt><dd>2\u{202F}800</dd>",
+        "<dt>Balance before</dt><dd>1\u{2009}000</dd>",
+        "<dt>Added</dt><dd>+3\u{2009}000</dd>",
+        "<dt>Withdrawn</dt><dd>\u{2212}1\u{2009}200</dd>",
+        "<dt>Balance after</dt><dd>2\u{2009}800</dd>",
         "2 operations on 2026-01-31 (UTC)",
     ] {
         assert!(text.contains(shown), "{shown}: {text}");
