@@ -10,7 +10,7 @@ const noon = "2026-01-31T12:00:00Z";
 const baseUrl = process.argv[2];
 assert(baseUrl);
 
-const client = createClient<Exact<paths>>({ baseUrl, bodySerializer: exact.bodySerializer });
+const client = createClient<Exact<paths>, "application/json">({ baseUrl, bodySerializer: exact.bodySerializer });
 client.use(exact);
 const userId = `a/b 😀 ${randomUUID()}`;
 const change = (balanceChange: bigint, timestamp = noon) => ({ userId, context: "example", balanceChange, timestamp });
