@@ -14,6 +14,10 @@ const TOP: f64 = 18.0;
 const GROUND: f64 = 158.0;
 /// Left of the first operation and right of the last, so that what was before and is at the end can be seen.
 const ASIDE: f64 = 14.0;
+/// What a character of the scale's labels takes on a phone, where they are largest, and the most that all of a label may
+/// take: longer ones stand on the curve.
+const CHARACTER: f64 = 7.2;
+const WIDEST_LABEL: f64 = 60.0;
 /// Where the dates stand.
 const DATES: f64 = GROUND + 16.0;
 const HEIGHT: f64 = DATES + 6.0;
@@ -23,6 +27,8 @@ const MARKS: i128 = 5;
 
 /// Where the curve runs.
 struct Scale {
+    /// Where it begins, right of the scale's labels.
+    left: f64,
     first: i64,
     last: i64,
     /// From one mark of the balance to the next.
@@ -35,18 +41,22 @@ impl Scale {
     fn new(first: Timestamp, last: Timestamp, highest: i64) -> Self {
         let highest = i128::from(highest.max(1));
         let step = round_step(highest);
+        let marks = (highest + step - 1) / step;
+        let label = u32::try_from(grouped(marks * step).chars().count()).unwrap_or(u32::MAX);
         Self {
+            left: (f64::from(label) * CHARACTER).min(WIDEST_LABEL),
             first: first.unix_microseconds(),
             last: last.unix_microseconds(),
             step,
-            marks: (highest + step - 1) / step,
+            marks,
         }
     }
 
     /// A single moment stands in the middle.
     fn x(&self, at: Timestamp) -> f64 {
         let at = i128::from(at.unix_microseconds());
-        ASIDE + share(self.first.into(), self.last.into(), at) * (WIDTH - 2.0 * ASIDE)
+        let left = self.left + ASIDE;
+        left + share(self.first.into(), self.last.into(), at) * (WIDTH - ASIDE - left)
     }
 
     /// 0 is always there: without it half a curve looks like a whole one.
@@ -91,7 +101,7 @@ pub fn curve(before: i64, balances: &[(Timestamp, i64)]) -> Markup {
     let lowest = all().min().unwrap_or(before);
     let scale = Scale::new(first, last, highest);
     let line = line(&scale, before, balances);
-    let area = format!("{line}V{GROUND}H0Z");
+    let area = format!("{line}V{GROUND}H{:.1}Z", scale.left);
     let described = format!(
         "The balance from {} to {} UTC: {} before, {} at the end, at least {} and at most {}.",
         second(first),
@@ -113,13 +123,13 @@ pub fn curve(before: i64, balances: &[(Timestamp, i64)]) -> Markup {
             }
             path.line d=(line) {}
             circle cx=(WIDTH - 3.0) cy=(format!("{:.1}", scale.y(at_end.into()))) r="2.5" {}
-            (dates(first, last))
+            (dates(scale.left, first, last))
         }
     }
 }
 
 fn line(scale: &Scale, before: i64, balances: &[(Timestamp, i64)]) -> String {
-    let mut line = format!("M0 {:.1}", scale.y(before.into()));
+    let mut line = format!("M{:.1} {:.1}", scale.left, scale.y(before.into()));
     for &(at, balance) in balances {
         write!(line, "H{:.1}V{:.1}", scale.x(at), scale.y(balance.into())).expect("a String takes all");
     }
@@ -128,7 +138,7 @@ fn line(scale: &Scale, before: i64, balances: &[(Timestamp, i64)]) -> String {
 }
 
 /// As fine as needed to tell both ends from each other.
-fn dates(first: Timestamp, last: Timestamp) -> Markup {
+fn dates(left: f64, first: Timestamp, last: Timestamp) -> Markup {
     const SECOND: i64 = 1_000_000;
     const MINUTE: i64 = 60 * SECOND;
     const DAY: i64 = 24 * 60 * MINUTE;
@@ -143,11 +153,11 @@ fn dates(first: Timestamp, last: Timestamp) -> Markup {
     let middle = Timestamp::nearest(first.unix_microseconds() + length / 2);
     html! {
         @if length == 0 {
-            text.middle x=(WIDTH / 2.0) y=(DATES) { (write(first)) }
+            text.middle x=((left + WIDTH) / 2.0) y=(DATES) { (write(first)) }
         } @else {
-            text x="0" y=(DATES) { (write(first)) }
+            text x=(left) y=(DATES) { (write(first)) }
             @if length >= 4 * DAY {
-                text.middle x=(WIDTH / 2.0) y=(DATES) { (write(middle)) }
+                text.middle x=((left + WIDTH) / 2.0) y=(DATES) { (write(middle)) }
             }
             text.end x=(WIDTH) y=(DATES) { (write(last)) }
         }
@@ -185,7 +195,7 @@ mod tests {
         let scale = Scale::new(first, last, 100);
         assert_eq!(
             line(&scale, 0, &balances),
-            "M0 158.0H14.0V18.0H180.0V88.0H346.0V158.0H357.0"
+            "M21.6 158.0H35.6V18.0H190.8V88.0H346.0V158.0H357.0"
         );
         let ends = [(Timestamp::MIN, i64::MAX), (Timestamp::MAX, 0)];
         let drawn = curve(0, &ends).into_string();
@@ -210,7 +220,7 @@ mod tests {
             ("2026-02-01T12:00:00Z", "2026-02-01<"),
             ("2028-01-31T12:00:00Z", "2027-01-31<"),
         ] {
-            let drawn = dates(first, at(last)).into_string();
+            let drawn = dates(0.0, first, at(last)).into_string();
             assert!(drawn.contains(label), "{last}: {drawn}");
         }
     }
