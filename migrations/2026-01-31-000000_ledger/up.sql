@@ -61,9 +61,15 @@ CREATE TABLE balance_checkpoints (
     balance     bigint           NOT NULL, -- at this timestamp
     lowest      bigint           NOT NULL, -- of the balances at the segment's timestamps
     highest     bigint           NOT NULL,
+    -- Bounds of recorded_at, for what was known at an earlier moment: right, but not always the closest.
+    recorded_from      timestamptz NOT NULL DEFAULT '-infinity',       -- none of the segment's operations was earlier
+    recorded_until     timestamptz NOT NULL DEFAULT clock_timestamp(), -- none of the segment's was later
+    all_recorded_until timestamptz NOT NULL DEFAULT clock_timestamp(), -- none until the checkpoint was later
     CONSTRAINT balance_checkpoints_pkey PRIMARY KEY (user_id, "timestamp"),
     CONSTRAINT balance_checkpoints_not_negative CHECK (lowest >= 0),
-    CONSTRAINT balance_checkpoints_extremes CHECK (balance BETWEEN lowest AND highest)
+    CONSTRAINT balance_checkpoints_extremes CHECK (balance BETWEEN lowest AND highest),
+    CONSTRAINT balance_checkpoints_recorded CHECK
+        (recorded_from <= recorded_until AND recorded_until <= all_recorded_until)
 ) WITH (fillfactor = 50); -- a shift writes all later rows anew: beside the old ones, and without touching the index
 
 -- What env/roles.sql gives to the same roles when it is run after this. Without those roles there is nothing to give.

@@ -16,6 +16,8 @@
 //!   [breach](Breach) the range, if there is one, then the open segment. All others are known to admit the change; should it
 //!   be refused, their [lowest balance](Timeline::with_lowest_closed) tells how much could have been withdrawn.
 
+use std::collections::BTreeSet;
+
 use super::{Operation, Timestamp};
 
 /// About how many operations lie between two checkpoints: reads and backdated operations look at one or two segments,
@@ -140,8 +142,10 @@ pub struct Entry {
 pub struct Changes {
     /// The user's head, with them.
     pub head: Head,
-    /// Checkpoints that are new or get new values.
+    /// Checkpoints that are new, or whose segments took in an operation.
     pub checkpoints: Vec<Checkpoint>,
+    /// Checkpoints whose segments have the operations that they had, and that get new values.
+    pub moved: Vec<Checkpoint>,
     /// What moves all later checkpoints.
     pub shift: Option<Shift>,
 }
@@ -165,8 +169,9 @@ pub struct Timeline {
     open_is_loaded: bool,
     /// Whether no segment is missing between the first one and the end.
     is_contiguous: bool,
-    /// The first closed segment whose checkpoint, with those of all later ones, gets new values.
-    changed_from: Option<usize>,
+    /// The closed segments of a contiguous timeline that took in an operation: from the first of them on, all checkpoints
+    /// get new values.
+    took_in: BTreeSet<usize>,
     shift: Option<Shift>,
     /// The lowest balance of all closed segments after the first one, as it was read, where some of them are not loaded.
     lowest_closed: Option<i64>,
@@ -242,7 +247,7 @@ impl Timeline {
             segments,
             open_is_loaded,
             is_contiguous: false,
-            changed_from: None,
+            took_in: BTreeSet::new(),
             shift: None,
             lowest_closed: None,
             segment_length,
@@ -303,7 +308,7 @@ impl Timeline {
         if !segment.closed {
             self.head.since_checkpoint += 1;
         } else if self.is_contiguous {
-            self.changed_from = Some(self.changed_from.map_or(index, |from| from.min(index)));
+            self.took_in.insert(index);
         } else {
             assert!(
                 self.shift.is_none(),
@@ -378,19 +383,22 @@ impl Timeline {
     pub fn into_changes(self) -> Changes {
         let mut head = self.head;
         let mut checkpoints = Vec::new();
+        let mut moved = Vec::new();
         let last = self.segments.len() - 1;
+        let changed_from = self.took_in.first();
         for (index, segment) in self.segments.iter().enumerate() {
             // The open one is divided when it is due. Of closed ones that are not contiguous, only the first has taken in
             // an operation.
             let due = match (segment.closed, self.is_contiguous) {
                 (false, _) => self.open_is_loaded,
-                (true, true) => self.changed_from.is_some_and(|from| from <= index),
+                (true, true) => changed_from.is_some_and(|from| *from <= index),
                 (true, false) => index == 0 && self.shift.is_some(),
             };
             if due {
                 let moments: Vec<_> = segment.balances().collect();
                 let (divided, rest) = divide(&moments, segment.closed, self.segment_length);
-                checkpoints.extend(divided);
+                let only_moves = segment.closed && self.is_contiguous && !self.took_in.contains(&index);
+                if only_moves { &mut moved } else { &mut checkpoints }.extend(divided);
                 if index == last {
                     head.since_checkpoint = rest;
                 }
@@ -399,6 +407,7 @@ impl Timeline {
         Changes {
             head,
             checkpoints,
+            moved,
             shift: self.shift,
         }
     }

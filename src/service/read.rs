@@ -79,6 +79,7 @@ impl HistoryRequest {
             beyond: self.beyond,
             // One more than asked for tells whether there is a next page.
             limit: self.limit + 1,
+            known_at: None,
         }
     }
 

@@ -111,7 +111,9 @@ commit_statement! {
     /// then those it updates, so that no two commits can wait for each other in a circle.
     ///
     /// A user's moments of recording go up from commit to commit, whatever the clock does, and all operations of a commit
-    /// have the same: what was recorded until a moment is what the user had at one version.
+    /// have the same: what was recorded until a moment is what the user had at one version. The checkpoints keep bounds of
+    /// these moments. The lower one of a new segment is taken from where its operations came from: from the closed segment
+    /// that was divided, or from the rows of the open one, which are read for it once in a segment's length.
     Commit {
         shift_groups: &'a [i64] => Array<BigInt>,
         shift_after: &'a [PgTimestamp] => Array<Timestamptz>,
@@ -121,6 +123,7 @@ commit_statement! {
         checkpoint_balances: &'a [i64] => Array<BigInt>,
         lowest: &'a [i64] => Array<BigInt>,
         highest: &'a [i64] => Array<BigInt>,
+        took_in: &'a [bool] => Array<Bool>,
     }
     created: r#"
 , created AS (
@@ -134,18 +137,36 @@ commit_statement! {
     derived: r#"
 , shifted AS (
     UPDATE balance_checkpoints c
-    SET balance = c.balance + s.by, lowest = c.lowest + s.by, highest = c.highest + s.by
+    SET balance = c.balance + s.by, lowest = c.lowest + s.by, highest = c.highest + s.by,
+        all_recorded_until = won.recorded_at
     FROM asked CROSS JOIN unnest(asked.shift_groups, asked.shift_after, asked.shift_by) AS s (number, after, by)
     JOIN won USING (number)
     WHERE c.user_id = won.user_id AND c."timestamp" > s.after)
 , closed AS (
-    INSERT INTO balance_checkpoints (user_id, "timestamp", balance, lowest, highest)
-    SELECT won.user_id, k."timestamp", k.balance, k.lowest, k.highest
-    FROM asked CROSS JOIN unnest(asked.checkpoint_groups, asked.checkpoints, asked.checkpoint_balances, asked.lowest,
-        asked.highest) AS k (number, "timestamp", balance, lowest, highest)
+    INSERT INTO balance_checkpoints (user_id, "timestamp", balance, lowest, highest, recorded_from, recorded_until,
+        all_recorded_until)
+    SELECT won.user_id, k."timestamp", k.balance, k.lowest, k.highest,
+        coalesce(stood.recorded_from, (
+            SELECT min(h.recorded_at) FROM changes_history h
+            WHERE h.user_id = won.user_id AND h."timestamp" <= k."timestamp"
+                AND h."timestamp" > greatest(k.previous, (
+                    SELECT max(p."timestamp") FROM balance_checkpoints p WHERE p.user_id = won.user_id), '-infinity')),
+            won.recorded_at),
+        CASE WHEN k.took_in THEN won.recorded_at ELSE coalesce(stood.recorded_until, won.recorded_at) END,
+        won.recorded_at
+    FROM (
+        SELECT k.*, lag(k."timestamp") OVER (PARTITION BY k.number ORDER BY k."timestamp") AS previous
+        FROM asked CROSS JOIN unnest(asked.checkpoint_groups, asked.checkpoints, asked.checkpoint_balances,
+            asked.lowest, asked.highest, asked.took_in) AS k (number, "timestamp", balance, lowest, highest, took_in)) k
     JOIN won USING (number)
+    LEFT JOIN LATERAL (
+        SELECT c.recorded_from, c.recorded_until FROM balance_checkpoints c
+        WHERE c.user_id = won.user_id AND c."timestamp" >= k."timestamp"
+        ORDER BY c."timestamp" LIMIT 1) stood ON true
     ON CONFLICT (user_id, "timestamp")
-    DO UPDATE SET balance = excluded.balance, lowest = excluded.lowest, highest = excluded.highest)"#
+    DO UPDATE SET balance = excluded.balance, lowest = excluded.lowest, highest = excluded.highest,
+        recorded_from = excluded.recorded_from, recorded_until = excluded.recorded_until,
+        all_recorded_until = excluded.all_recorded_until)"#
 }
 
 commit_statement! {
@@ -268,6 +289,7 @@ struct Columns<'a> {
     checkpoint_balances: Vec<i64>,
     lowest: Vec<i64>,
     highest: Vec<i64>,
+    took_in: Vec<bool>,
 }
 
 impl<'a> Columns<'a> {
@@ -319,12 +341,15 @@ impl<'a> Columns<'a> {
             self.shift_after.push(to_postgres(shift.after));
             self.shift_by.push(shift.by);
         }
-        for checkpoint in &group.changes.checkpoints {
+        let took_in = group.changes.checkpoints.iter().map(|checkpoint| (checkpoint, true));
+        let moved = group.changes.moved.iter().map(|checkpoint| (checkpoint, false));
+        for (checkpoint, took_in) in took_in.chain(moved) {
             self.checkpoint_groups.push(number);
             self.checkpoints.push(to_postgres(checkpoint.timestamp));
             self.checkpoint_balances.push(checkpoint.balance);
             self.lowest.push(checkpoint.lowest);
             self.highest.push(checkpoint.highest);
+            self.took_in.push(took_in);
         }
     }
 

@@ -13,6 +13,7 @@ mod error;
 #[cfg(test)]
 pub(crate) mod fake;
 mod group;
+mod known;
 mod ledger_store;
 mod migrations;
 mod reads;

@@ -15,8 +15,35 @@ use super::statement::statement;
 use super::{Store, StoreError};
 use crate::domain::{Entry, OperationId, Timestamp, UserId};
 
+/// The balance of a user at a moment: the last checkpoint at or before it, and an index-only sum over what follows.
+macro_rules! past_balance {
+    ($user_id:literal, $at:literal) => {
+        concat!(
+            r#"(
+        SELECT coalesce(c.balance, 0) + coalesce((
+            SELECT sum(h.balance_change) FROM changes_history h
+            WHERE h.user_id = "#,
+            $user_id,
+            r#" AND h."timestamp" <= "#,
+            $at,
+            r#"
+                AND h."timestamp" > coalesce(c."timestamp", '-infinity')), 0)
+        FROM (SELECT) AS always LEFT JOIN LATERAL (
+            SELECT k."timestamp", k.balance FROM balance_checkpoints k
+            WHERE k.user_id = "#,
+            $user_id,
+            r#" AND k."timestamp" <= "#,
+            $at,
+            r#"
+            ORDER BY k."timestamp" DESC LIMIT 1) c ON true)"#
+        )
+    };
+}
+
+pub(super) use past_balance;
+
 macro_rules! figures_statement {
-    ($(#[$meta:meta])* $name:ident, with_later_operations: $with_later_operations:literal) => {
+    ($(#[$meta:meta])* $name:ident, with_later_operations: $with_later_operations:expr) => {
         statement! {
             $(#[$meta])*
             ///
@@ -44,15 +71,7 @@ figures_statement! {
     /// Balances. Where operations are later than the moment: the last checkpoint at or before it and an index-only sum over
     /// what follows: a segment or two, unless one moment holds more.
     BalancesAt,
-    with_later_operations: r#"
-        SELECT coalesce(c.balance, 0) + coalesce((
-            SELECT sum(h.balance_change) FROM changes_history h
-            WHERE h.user_id = q.user_id AND h."timestamp" <= q.at
-                AND h."timestamp" > coalesce(c."timestamp", '-infinity')), 0)
-        FROM (SELECT) AS always LEFT JOIN LATERAL (
-            SELECT k."timestamp", k.balance FROM balance_checkpoints k
-            WHERE k.user_id = q.user_id AND k."timestamp" <= q.at
-            ORDER BY k."timestamp" DESC LIMIT 1) c ON true"#
+    with_later_operations: past_balance!("q.user_id", "q.at")
 }
 
 figures_statement! {
@@ -213,6 +232,8 @@ pub struct HistoryQuery {
     pub beyond: Option<Place>,
     /// The most operations to return.
     pub limit: u32,
+    /// Only operations recorded at or before this moment; none for all.
+    pub known_at: Option<Timestamp>,
 }
 
 /// An operation of the history.
@@ -222,7 +243,7 @@ pub struct HistoryEntry {
     pub place: Place,
     /// How much was added.
     pub balance_change: i64,
-    /// The balance after it, with all operations known now that are before it on the timeline.
+    /// The balance after it, with all operations that are before it on the timeline and were known at the moment asked for.
     pub balance: i64,
     /// What it was for.
     pub context: String,
@@ -265,7 +286,23 @@ fn to_readings((amounts, versions, standings): ReadingColumns) -> Vec<Reading> {
     readings.collect()
 }
 
-type HistoryRow = (PgTimestamp, i64, i64, i64, String, Uuid, bool, PgTimestamp);
+pub(super) type HistoryRow = (PgTimestamp, i64, i64, i64, String, Uuid, bool, PgTimestamp);
+
+pub(super) fn to_entry(row: HistoryRow) -> HistoryEntry {
+    let (timestamp, seq, balance_change, balance, context, operation_id, approved, recorded_at) = row;
+    HistoryEntry {
+        place: Place {
+            timestamp: from_postgres(timestamp),
+            seq,
+        },
+        balance_change,
+        balance,
+        context,
+        operation_id: OperationId(operation_id),
+        approved,
+        recorded_at: from_postgres(recorded_at),
+    }
+}
 
 impl Store {
     /// The balances of users, each as of a moment, in the order asked: all operations stamped at or before it. 0 for a user
@@ -314,6 +351,9 @@ impl Store {
     ///
     /// [`StoreError`] if PostgreSQL gives no answer before `deadline`.
     pub async fn history(&self, query: &HistoryQuery, deadline: Instant) -> Result<Vec<HistoryEntry>, StoreError> {
+        if let Some(known_at) = query.known_at {
+            return self.history_known_at(query, known_at, deadline).await;
+        }
         let user_id = query.user_id.as_str();
         let (first, last) = (to_postgres(query.from), to_postgres(query.to));
         let size = i64::from(query.limit);
@@ -346,22 +386,7 @@ impl Store {
             }
         };
         let rows: Vec<HistoryRow> = lease.end(result)?;
-        let entry = |row: HistoryRow| {
-            let (timestamp, seq, balance_change, balance, context, operation_id, approved, recorded_at) = row;
-            HistoryEntry {
-                place: Place {
-                    timestamp: from_postgres(timestamp),
-                    seq,
-                },
-                balance_change,
-                balance,
-                context,
-                operation_id: OperationId(operation_id),
-                approved,
-                recorded_at: from_postgres(recorded_at),
-            }
-        };
-        Ok(rows.into_iter().map(entry).collect())
+        Ok(rows.into_iter().map(to_entry).collect())
     }
 
     /// Which of these operations of a user, each at its timestamp, are stored, and the place of each.

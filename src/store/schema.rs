@@ -19,6 +19,9 @@ diesel::table! {
         balance -> Int8,
         lowest -> Int8,
         highest -> Int8,
+        recorded_from -> Timestamptz,
+        recorded_until -> Timestamptz,
+        all_recorded_until -> Timestamptz,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Everything the store answers, against a naive model: a list of operations, sorted and summed at every moment.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use balance::domain::{
@@ -95,7 +95,7 @@ type Judged = (usize, Result<i64, Refusal>);
 
 /// Reads, judges and commits groups of operations, each group of another user, with one statement each; what a reading
 /// does not cover goes into the next one, as in a replica.
-async fn accept_groups(store: &Store, groups: &[Vec<Operation>], reach: Reach) -> Vec<Vec<Judged>> {
+pub async fn accept_groups(store: &Store, groups: &[Vec<Operation>], reach: Reach) -> Vec<Vec<Judged>> {
     let mut answers: Vec<Vec<Option<Judged>>> = groups.iter().map(|group| vec![None; group.len()]).collect();
     let mut passed_over: Vec<Option<usize>> = vec![None; groups.len()];
     // Far from being held up for ever, what is out of reach is read for without a limit.
@@ -159,9 +159,10 @@ async fn accept_groups(store: &Store, groups: &[Vec<Operation>], reach: Reach) -
     }
 }
 
-#[derive(Default)]
-struct NaiveModel {
-    accepted: Vec<(i64, i64)>,
+#[derive(Clone, Default)]
+pub struct NaiveModel {
+    /// Timestamps and changes, in the order of acceptance.
+    pub accepted: Vec<(i64, i64)>,
 }
 
 impl NaiveModel {
@@ -177,7 +178,7 @@ impl NaiveModel {
         i64::try_from(lowest.unwrap()).unwrap()
     }
 
-    fn accept(&mut self, change: i64, seconds: i64) -> Result<i64, Refusal> {
+    pub fn accept(&mut self, change: i64, seconds: i64) -> Result<i64, Refusal> {
         let available = self.available_at(seconds);
         self.accepted.push((seconds, change));
         let mut moments: Vec<_> = self
@@ -232,14 +233,56 @@ async fn check_reads(store: &Store, user_id: &UserId, model: &NaiveModel, page: 
     let available: Vec<_> = available.iter().map(|reading| reading.amount).collect();
     let expected: Vec<_> = (-1..=32).map(|seconds| model.available_at(seconds)).collect();
     assert_eq!(available, expected);
+    check_history(store, user_id, model, page, None).await;
+}
+
+/// What was known at a moment is what the model gives that knows the operations recorded until then.
+async fn check_reads_known_at(store: &Store, user_id: &UserId, model: &NaiveModel, page: u32, known_at: Timestamp) {
+    let moments: Vec<_> = (-1..=32).map(at).collect();
+    let users = vec![user_id.as_str(); moments.len()];
+    let known = vec![known_at; moments.len()];
+    let read = store.balances_known_at(&users, &moments, &known, soon()).await;
+    let expected: Vec<_> = (-1..=32).map(|seconds| model.balance_at(seconds)).collect();
+    let read: Vec<_> = read.unwrap().into_iter().map(i128::from).collect();
+    assert_eq!(read, expected, "known at {known_at}");
+    check_history(store, user_id, model, page, Some(known_at)).await;
+}
+
+/// What was known at each of the user's moments of recording, just before it, and before and after all.
+async fn check_versions(store: &Store, client: &Client, user_id: &UserId, model: &NaiveModel, page: u32) {
+    let recorded = "SELECT (extract(epoch FROM recorded_at) * 1000000)::bigint FROM changes_history
+         WHERE user_id = $1 ORDER BY seq";
+    let recorded = client.query(recorded, &[&user_id.as_str()]).await.unwrap();
+    let recorded: Vec<i64> = recorded.iter().map(|row| row.get(0)).collect();
+    assert_eq!(recorded.len(), model.accepted.len());
+    assert!(recorded.is_sorted());
+    let around = recorded.iter().flat_map(|recorded| [recorded - 1, *recorded]);
+    let around: BTreeSet<_> = around.chain([0, Timestamp::MAX.unix_microseconds()]).collect();
+    for moment in around {
+        let known = recorded.iter().take_while(|recorded| **recorded <= moment).count();
+        let then = NaiveModel {
+            accepted: model.accepted[..known].to_vec(),
+        };
+        let known_at = Timestamp::from_unix_microseconds(moment).unwrap();
+        check_reads_known_at(store, user_id, &then, page, known_at).await;
+    }
+}
+
+async fn check_history(store: &Store, user_id: &UserId, model: &NaiveModel, page: u32, known_at: Option<Timestamp>) {
+    // Open at both ends, or within some moments.
+    let (from, to) = match page % 2 {
+        0 => (Timestamp::MIN, Timestamp::MAX),
+        _ => (at(3), at(25)),
+    };
     for order in [HistoryOrder::OldestFirst, HistoryOrder::NewestFirst] {
         let mut query = HistoryQuery {
             user_id: user_id.clone(),
-            from: at(3),
-            to: at(25),
+            from,
+            to,
             order,
             beyond: None,
             limit: page,
+            known_at,
         };
         let mut read = Vec::new();
         loop {
@@ -257,14 +300,14 @@ async fn check_reads(store: &Store, user_id: &UserId, model: &NaiveModel, page: 
         let within = model
             .history()
             .into_iter()
-            .filter(|(seconds, ..)| (3..=25).contains(seconds));
+            .filter(|(seconds, ..)| (from..=to).contains(&at(*seconds)));
         let mut expected: Vec<_> = within
             .map(|(seconds, change, balance)| (at(seconds), change, balance))
             .collect();
         if order == HistoryOrder::NewestFirst {
             expected.reverse();
         }
-        assert_eq!(read, expected);
+        assert_eq!(read, expected, "known at {known_at:?}");
     }
 }
 
@@ -290,6 +333,14 @@ pub async fn check_stored(client: &Client) {
          GROUP BY c.user_id, c.timestamp
          HAVING count(m.timestamp) = 0 OR c.lowest <> min(m.balance) OR c.highest <> max(m.balance)
             OR c.balance <> (array_agg(m.balance ORDER BY m.timestamp DESC))[1]",
+        "SELECT user_id FROM (SELECT *, lag(recorded_at) OVER (PARTITION BY user_id ORDER BY seq) AS before
+            FROM changes_history) h WHERE before > recorded_at",
+        "SELECT b.user_id FROM balance b JOIN changes_history h ON h.user_id = b.user_id AND h.seq = b.version
+         WHERE b.recorded_at <> h.recorded_at",
+        "SELECT user_id FROM (SELECT *, lag(timestamp, 1, '-infinity') OVER (PARTITION BY user_id ORDER BY timestamp)
+            AS previous FROM balance_checkpoints) c JOIN changes_history h USING (user_id)
+         WHERE h.timestamp <= c.timestamp AND (h.recorded_at > c.all_recorded_until
+            OR h.timestamp > previous AND h.recorded_at NOT BETWEEN recorded_from AND recorded_until)",
     ];
     for query in wrong {
         let rows = client.query(query, &[]).await.unwrap();
@@ -344,8 +395,12 @@ fn every_answer_and_everything_stored_is_the_naive_models() {
                     }
                 }
                 for (user, model) in users.iter().zip(&models) {
-                    check_reads(&store, &UserId::new(user).unwrap(), model, page).await;
+                    let user_id = UserId::new(user).unwrap();
+                    check_reads(&store, &user_id, model, page).await;
                 }
+                // One user's, since there are many.
+                let first = UserId::new(&users[0]).unwrap();
+                check_versions(&store, &client, &first, &models[0], page).await;
             });
             Ok(())
         },
@@ -421,7 +476,7 @@ async fn a_past_read_looks_at_two_segments_and_a_present_one_at_none() {
 }
 
 /// Entries of the history's primary key that were read, once the sessions that read them have said so.
-async fn rows_read(client: &Client) -> i64 {
+pub async fn rows_read(client: &Client) -> i64 {
     // The session of the store reports at the latest when it ends.
     let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'test' AND datname = current_database()";
     client.execute(end, &[]).await.unwrap();

@@ -5,6 +5,7 @@
 mod support;
 
 mod commits;
+mod known;
 mod ledger;
 mod recovery;
 mod roles;

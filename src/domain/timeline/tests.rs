@@ -208,7 +208,16 @@ impl SegmentedModel {
                 }
             }
         }
-        for checkpoint in changes.checkpoints {
+        for moved in &changes.moved {
+            let stood = self.checkpoints.range(..moved.timestamp).next_back();
+            let after = stood.map(|(timestamp, _)| *timestamp);
+            let is_in = |operation: &&Operation| {
+                operation.timestamp <= moved.timestamp && after.is_none_or(|after| operation.timestamp > after)
+            };
+            assert!(self.checkpoints.contains_key(&moved.timestamp));
+            assert_eq!(accepted.iter().copied().find(is_in), None, "{moved:?}");
+        }
+        for checkpoint in changes.checkpoints.into_iter().chain(changes.moved) {
             self.checkpoints.insert(checkpoint.timestamp, checkpoint);
         }
     }
