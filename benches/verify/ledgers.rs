@@ -88,12 +88,12 @@ impl Ledger {
         let rows = format!(
             "TRUNCATE balance, changes_history, balance_checkpoints;
              INSERT INTO changes_history (user_id, \"timestamp\", seq, balance_change, balance_after, context, \
-                 operation_id, approved, instance)
+                 operation_id, approved, instance, recorded_at)
              SELECT 'user-' || u, {EPOCH} + ({place}) * interval '1 ms', n, 1, {balance_after}, \
-                 'a typical context of some words', gen_random_uuid(), false, 'one'
+                 'a typical context of some words', gen_random_uuid(), false, 'one', now()
              FROM generate_series(1, {per_user}) n, generate_series(1, {users}) u;
-             INSERT INTO balance (user_id, balance, version, latest, since_checkpoint)
-             SELECT 'user-' || u, {per_user}, {per_user}, {EPOCH} + {per_user} * interval '1 ms', {per_user} % 128
+             INSERT INTO balance (user_id, balance, version, latest, since_checkpoint, recorded_at)
+             SELECT 'user-' || u, {per_user}, {per_user}, {EPOCH} + {per_user} * interval '1 ms', {per_user} % 128, now()
              FROM generate_series(1, {users}) u;
              INSERT INTO balance_checkpoints (user_id, \"timestamp\", balance, lowest, highest)
              SELECT 'user-' || u, {EPOCH} + 128 * k * interval '1 ms', 128 * k, 128 * (k - 1) + 1, 128 * k

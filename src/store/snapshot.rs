@@ -139,6 +139,8 @@ stored_row! {
         latest: StoredMoment,
         /// Operations after the last checkpoint.
         since_checkpoint: i32,
+        /// When the operations accepted last were stored.
+        recorded_at: StoredMoment,
     }
 }
 
@@ -153,6 +155,12 @@ stored_row! {
         lowest: i64,
         /// Of the balances at the segment's timestamps.
         highest: i64,
+        /// None of the segment's operations was stored earlier.
+        recorded_from: StoredMoment,
+        /// None of the segment's operations was stored later.
+        recorded_until: StoredMoment,
+        /// None of the operations up to the checkpoint was stored later.
+        all_recorded_until: StoredMoment,
     }
 }
 
@@ -281,8 +289,10 @@ impl Snapshot {
     ///
     /// [`SnapshotError`] if PostgreSQL cannot be reached or fails.
     pub async fn heads(&self) -> Result<Stored<StoredHead<'static>>, SnapshotError> {
-        self.whole("SELECT user_id, balance, version, latest, since_checkpoint FROM balance ORDER BY user_id")
-            .await
+        self.whole(
+            "SELECT user_id, balance, version, latest, since_checkpoint, recorded_at FROM balance ORDER BY user_id",
+        )
+        .await
     }
 
     /// All checkpoints, by user and timestamp.
@@ -292,8 +302,8 @@ impl Snapshot {
     /// [`SnapshotError`] if PostgreSQL cannot be reached or fails.
     pub async fn checkpoints(&self) -> Result<Stored<StoredCheckpoint<'static>>, SnapshotError> {
         self.whole(
-            "SELECT user_id, \"timestamp\", balance, lowest, highest FROM balance_checkpoints \
-             ORDER BY user_id, \"timestamp\"",
+            "SELECT user_id, \"timestamp\", balance, lowest, highest, recorded_from, recorded_until, \
+             all_recorded_until FROM balance_checkpoints ORDER BY user_id, \"timestamp\"",
         )
         .await
     }

@@ -10,6 +10,7 @@ pub(super) struct Step {
     pub(super) place: StoredPlace,
     pub(super) change: i64,
     pub(super) balance_after: i64,
+    pub(super) recorded_at: StoredMoment,
 }
 
 /// Some neighbouring moments: the sum of their changes, and the lowest and highest of the sums from the first of them up to

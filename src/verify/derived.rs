@@ -1,6 +1,7 @@
 //! What is derived from a user's history, checked against it in one pass along the timeline: the checkpoints and the row of
 //! `balance`.
 
+use super::block::Step;
 use super::finding::Violation;
 use crate::store::{StoredCheckpoint, StoredHead, StoredMoment};
 
@@ -15,19 +16,31 @@ pub(super) struct Derived {
     /// The lowest and the highest balance since the last checkpoint.
     extremes: Option<(i128, i128)>,
     since_checkpoint: i64,
+    /// When the first and the last of the operations since the last checkpoint were recorded.
+    recorded: Option<(StoredMoment, StoredMoment)>,
+    /// When the last of all operations was recorded.
+    all_recorded_until: Option<StoredMoment>,
+    /// The operation accepted last: its number, and when it was recorded.
+    newest: Option<(i64, StoredMoment)>,
 }
 
 impl Derived {
     /// The next operation on the timeline.
-    pub(super) fn operation(&mut self, timestamp: StoredMoment, change: i64) {
+    pub(super) fn operation(&mut self, step: &Step) {
+        let timestamp = step.place.timestamp;
         if self.latest != Some(timestamp) {
             self.close_moment();
         }
         self.operations += 1;
         self.since_checkpoint += 1;
-        self.balance += i128::from(change);
+        self.balance += i128::from(step.change);
         self.latest = Some(timestamp);
         self.open = true;
+        let at = step.recorded_at;
+        let (from, until) = self.recorded.unwrap_or((at, at));
+        self.recorded = Some((from.min(at), until.max(at)));
+        self.all_recorded_until = self.all_recorded_until.max(Some(at));
+        self.newest = self.newest.max(Some((step.place.seq, at)));
     }
 
     fn close_moment(&mut self) {
@@ -49,6 +62,7 @@ impl Derived {
             return;
         }
         self.close_moment();
+        self.check_recorded(stored, found);
         let (lowest, highest) = self.extremes.take().unwrap_or((self.balance, self.balance));
         self.since_checkpoint = 0;
         for (column, expected, stored_value) in [
@@ -59,6 +73,32 @@ impl Derived {
             if expected != i128::from(stored_value) {
                 let violation = Violation::Checkpoint {
                     column,
+                    expected,
+                    found: stored_value,
+                };
+                found(stored.timestamp, violation);
+            }
+        }
+    }
+
+    /// The bounds need not be the closest.
+    fn check_recorded(&mut self, stored: &StoredCheckpoint<'_>, found: &mut impl FnMut(StoredMoment, Violation)) {
+        let (Some((from, until)), Some(all_until)) = (self.recorded.take(), self.all_recorded_until) else {
+            return;
+        };
+        for (column, bound, expected, stored_value) in [
+            ("recorded_from", "at most", from, stored.recorded_from),
+            ("recorded_until", "at least", until, stored.recorded_until),
+            ("all_recorded_until", "at least", all_until, stored.all_recorded_until),
+        ] {
+            let holds = match bound {
+                "at most" => stored_value <= expected,
+                _ => stored_value >= expected,
+            };
+            if !holds {
+                let violation = Violation::CheckpointRecorded {
+                    column,
+                    bound,
                     expected,
                     found: stored_value,
                 };
@@ -110,6 +150,13 @@ impl Derived {
             let violation = Violation::Latest {
                 expected: latest,
                 found: stored.latest,
+            };
+            found(Some(latest), violation);
+        }
+        if let Some((_, expected)) = self.newest.filter(|(_, newest)| *newest != stored.recorded_at) {
+            let violation = Violation::HeadRecorded {
+                expected,
+                found: stored.recorded_at,
             };
             found(Some(latest), violation);
         }

@@ -91,6 +91,34 @@ pub enum Violation {
         expected: i128,
         found: i64,
     },
+    /// `recorded_at` of `balance`.
+    #[error("recorded_at of the row of balance: expected {}, found {}", Moment(*.expected), Moment(*.found))]
+    #[allow(missing_docs, reason = "the message names them")]
+    HeadRecorded {
+        expected: StoredMoment,
+        found: StoredMoment,
+    },
+    /// A moment of recording that is earlier than that of an operation accepted before.
+    #[error("recorded_at of seq {seq}: expected at least {}, found {}", Moment(*.expected), Moment(*.found))]
+    #[allow(missing_docs, reason = "the message names them")]
+    Recorded {
+        seq: i64,
+        expected: StoredMoment,
+        found: StoredMoment,
+    },
+    /// A bound of moments of recording that a checkpoint keeps.
+    #[error(
+        "{column} of the checkpoint: expected {bound} {}, found {}",
+        Moment(*.expected),
+        Moment(*.found)
+    )]
+    #[allow(missing_docs, reason = "the message names them")]
+    CheckpointRecorded {
+        column: &'static str,
+        bound: &'static str,
+        expected: StoredMoment,
+        found: StoredMoment,
+    },
     /// A checkpoint where nothing happened.
     #[error("the checkpoint: expected at the moment of an operation, found where there is none")]
     StrayCheckpoint,

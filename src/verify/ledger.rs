@@ -77,8 +77,9 @@ impl LedgerCheck<'_> {
                     if checkpoint.is_none_or(|checkpoint| operation.timestamp <= checkpoint.timestamp) =>
                 {
                     look_at(&operation, self.bounds.approval_threshold, &mut found);
-                    derived.operation(operation.timestamp, operation.balance_change);
-                    let region = self.replay.push(step(&operation), &mut found);
+                    let step = step(&operation);
+                    derived.operation(&step);
+                    let region = self.replay.push(step, &mut found);
                     passing(&operation)?;
                     tally.operation();
                     self.operations.advance().await?;
@@ -131,14 +132,14 @@ impl LedgerCheck<'_> {
                 seq: i64::MAX,
             };
             block.begin(region.opening, moments);
-            let mut numbers = Numbers::from(region.first_seq);
+            let mut numbers = Numbers::from(region.first_seq, region.recorded_from);
             let to = end_of_moment.min(region.to);
             let mut operations = self.snapshot.by_acceptance(user_id, region.from, to).await?;
             let mut found = |at, violation| tally.found(user_id, Some(at), violation);
             while let Some(operation) = operations.current()? {
                 let step = step(&operation);
                 if is_last {
-                    numbers.next(step.place, &mut found);
+                    numbers.next(&step, &mut found);
                 }
                 block.apply(step, &mut found);
                 operations.advance().await?;
@@ -159,6 +160,7 @@ fn step(operation: &StoredOperation<'_>) -> Step {
         },
         change: operation.balance_change,
         balance_after: operation.balance_after,
+        recorded_at: operation.recorded_at,
     }
 }
 

@@ -38,7 +38,7 @@ pub use tally::{MOST_FINDINGS, MOST_FINDINGS_OF_A_KIND, Observer, Progress, Stag
 use log::{Comparison, Logs};
 use tally::Tally;
 
-/// Most operations of one user that are held at once: 32 bytes each, and about 100 for the tree over their moments.
+/// Most operations of one user that are held at once: 40 bytes each, and about 100 for the tree over their moments.
 pub const HELD_OPERATIONS: usize = 1 << 19;
 
 /// Why the check came to no end. What was found until then is found.

@@ -17,24 +17,41 @@ pub(super) struct Region {
     pub(super) opening: i128,
     /// The number that its first operation in the order of acceptance must have.
     pub(super) first_seq: i64,
+    /// The moment of recording that its first operation in the order of acceptance must not be before.
+    pub(super) recorded_from: StoredMoment,
     /// Its first operation on the timeline.
     pub(super) from: StoredPlace,
     /// Its last operation on the timeline.
     pub(super) to: StoredPlace,
 }
 
-/// The numbers of operations in the order of acceptance, which must be whole.
+/// The numbers of operations in the order of acceptance, which must be whole, and their moments of recording, which must not
+/// go down.
 pub(super) struct Numbers {
     expected: i64,
+    recorded_from: StoredMoment,
 }
 
 impl Numbers {
-    pub(super) fn from(expected: i64) -> Self {
-        Self { expected }
+    pub(super) fn from(expected: i64, recorded_from: StoredMoment) -> Self {
+        Self {
+            expected,
+            recorded_from,
+        }
     }
 
-    /// Tells of a gap or a repetition in front of an operation.
-    pub(super) fn next(&mut self, place: StoredPlace, found: &mut impl FnMut(StoredMoment, Violation)) {
+    /// Tells of a gap or a repetition in front of an operation, and of a moment of recording before that of the last one.
+    pub(super) fn next(&mut self, step: &Step, found: &mut impl FnMut(StoredMoment, Violation)) {
+        let place = step.place;
+        if step.recorded_at < self.recorded_from {
+            let violation = Violation::Recorded {
+                seq: place.seq,
+                expected: self.recorded_from,
+                found: step.recorded_at,
+            };
+            found(place.timestamp, violation);
+        }
+        self.recorded_from = step.recorded_at;
         if place.seq != self.expected {
             let violation = Violation::Seq {
                 expected: self.expected,
@@ -54,11 +71,14 @@ pub(super) struct Replay {
     settled: i128,
     /// The highest number among them; 0 for none.
     settled_seq: i64,
+    /// When the operation of that number was recorded.
+    settled_at: StoredMoment,
     /// Operations that are not done with, and how many they are together with those of `region`.
     held: Vec<Step>,
     unsettled: i64,
     unsettled_sum: i128,
     highest_seq: i64,
+    highest_at: StoredMoment,
     /// What was held when it became too long, and goes on.
     region: Option<Region>,
     block: Block,
@@ -70,10 +90,12 @@ impl Replay {
             limit,
             settled: 0,
             settled_seq: 0,
+            settled_at: StoredMoment(i64::MIN),
             held: Vec::new(),
             unsettled: 0,
             unsettled_sum: 0,
             highest_seq: 0,
+            highest_at: StoredMoment(i64::MIN),
             region: None,
             block: Block::default(),
         }
@@ -83,7 +105,9 @@ impl Replay {
     pub(super) fn begin(&mut self) {
         self.settled = 0;
         self.settled_seq = 0;
+        self.settled_at = StoredMoment(i64::MIN);
         self.highest_seq = 0;
+        self.highest_at = StoredMoment(i64::MIN);
         self.unsettled = 0;
         self.unsettled_sum = 0;
         self.held.clear();
@@ -98,7 +122,10 @@ impl Replay {
         }
         self.unsettled += 1;
         self.unsettled_sum += i128::from(step.change);
-        self.highest_seq = self.highest_seq.max(step.place.seq);
+        if step.place.seq >= self.highest_seq {
+            self.highest_seq = step.place.seq;
+            self.highest_at = step.recorded_at;
+        }
         match &mut self.region {
             Some(region) => region.to = step.place,
             None => {
@@ -107,6 +134,7 @@ impl Replay {
                     self.region = Some(Region {
                         opening: self.settled,
                         first_seq: self.settled_seq.saturating_add(1),
+                        recorded_from: self.settled_at,
                         from: self.held[0].place,
                         to: step.place,
                     });
@@ -126,6 +154,7 @@ impl Replay {
     fn settle_in_order(&mut self, step: Step, found: &mut impl FnMut(StoredMoment, Violation)) {
         let (before, balance) = (self.settled, self.settled + i128::from(step.change));
         let seq = step.place.seq;
+        Numbers::from(seq, self.settled_at).next(&step, found);
         if !is_admitted(balance) && is_admitted(before) {
             found(step.place.timestamp, out_of_range(seq, balance));
         }
@@ -139,7 +168,9 @@ impl Replay {
         }
         self.settled = balance;
         self.settled_seq = seq;
+        self.settled_at = step.recorded_at;
         self.highest_seq = seq;
+        self.highest_at = step.recorded_at;
     }
 
     fn settle(&mut self, found: &mut impl FnMut(StoredMoment, Violation)) -> Option<Region> {
@@ -149,6 +180,7 @@ impl Replay {
         }
         self.settled += self.unsettled_sum;
         self.settled_seq = self.highest_seq;
+        self.settled_at = self.highest_at;
         self.unsettled = 0;
         self.unsettled_sum = 0;
         region
@@ -160,9 +192,9 @@ impl Replay {
         let moments = moments.map(|moment| moment[0].place.timestamp);
         self.block.begin(self.settled, moments);
         held.sort_unstable_by_key(|step| (step.place.seq, step.place.timestamp));
-        let mut numbers = Numbers::from(self.settled_seq.saturating_add(1));
+        let mut numbers = Numbers::from(self.settled_seq.saturating_add(1), self.settled_at);
         for step in &held {
-            numbers.next(step.place, found);
+            numbers.next(step, found);
             self.block.apply(*step, found);
         }
         held.clear();

@@ -194,14 +194,14 @@ async fn one_statement_commits_as_many_users_as_are_configured() {
 /// Of 800 operations, and a checkpoint after every eighth: more than a batch would shift.
 const DEEP: &str = "
     INSERT INTO changes_history (user_id, \"timestamp\", seq, balance_change, balance_after, context, operation_id,
-        approved, instance)
+        approved, instance, recorded_at)
     SELECT 'deep', '2026-01-31T12:00:00Z'::timestamptz + n * interval '1 s', n, 10, 10 * n, 'elsewhere',
-        gen_random_uuid(), false, 'elsewhere' FROM generate_series(1, 800) n;
+        gen_random_uuid(), false, 'elsewhere', now() FROM generate_series(1, 800) n;
     INSERT INTO balance_checkpoints (user_id, \"timestamp\", balance, lowest, highest)
     SELECT 'deep', '2026-01-31T12:00:00Z'::timestamptz + n * interval '1 s', 10 * n, 10 * n - 70, 10 * n
         FROM generate_series(8, 792, 8) n;
-    INSERT INTO balance (user_id, balance, version, latest, since_checkpoint)
-    VALUES ('deep', 8000, 800, '2026-01-31T12:13:20Z', 8)";
+    INSERT INTO balance (user_id, balance, version, latest, since_checkpoint, recorded_at)
+    VALUES ('deep', 8000, 800, '2026-01-31T12:13:20Z', 8, now())";
 
 #[tokio::test]
 async fn a_change_deep_in_the_past_holds_up_no_other_user() {
@@ -258,14 +258,14 @@ async fn a_user_whom_another_writer_has_moved_is_judged_again_and_the_others_are
     let stage = Stage::with_users(10).await;
     // As another replica would: a withdrawal, and the first operation of a new user.
     let writer = "
-        UPDATE balance SET balance = 40, version = 2, latest = '2026-01-31T12:00:01Z', since_checkpoint = 2
-            WHERE user_id = 'user-3';
-        INSERT INTO balance (user_id, balance, version, latest, since_checkpoint)
-        VALUES ('new', 10, 1, '2026-01-31T12:00:01Z', 1);
+        UPDATE balance SET balance = 40, version = 2, latest = '2026-01-31T12:00:01Z', since_checkpoint = 2,
+            recorded_at = now() WHERE user_id = 'user-3';
+        INSERT INTO balance (user_id, balance, version, latest, since_checkpoint, recorded_at)
+        VALUES ('new', 10, 1, '2026-01-31T12:00:01Z', 1, now());
         INSERT INTO changes_history (user_id, \"timestamp\", seq, balance_change, balance_after, context, operation_id,
-            approved, instance)
-        VALUES ('user-3', '2026-01-31T12:00:01Z', 2, -60, 40, 'elsewhere', gen_random_uuid(), false, 'elsewhere'),
-            ('new', '2026-01-31T12:00:01Z', 1, 10, 10, 'elsewhere', gen_random_uuid(), false, 'elsewhere')";
+            approved, instance, recorded_at)
+        VALUES ('user-3', '2026-01-31T12:00:01Z', 2, -60, 40, 'elsewhere', gen_random_uuid(), false, 'elsewhere', now()),
+            ('new', '2026-01-31T12:00:01Z', 1, 10, 10, 'elsewhere', gen_random_uuid(), false, 'elsewhere', now())";
     let writer = stage.in_transaction(writer).await;
     let (mut sent, new) = stage
         .together(11, async |stage| {

@@ -129,6 +129,14 @@ async fn the_database_itself_refuses_what_must_not_be_stored() {
             "balance_checkpoints_extremes",
             "INSERT INTO balance_checkpoints VALUES ('a', now(), 3, 1, 2)".to_owned(),
         ),
+        (
+            "balance_checkpoints_recorded",
+            "INSERT INTO balance_checkpoints VALUES ('a', now(), 1, 1, 1, 'infinity')".to_owned(),
+        ),
+        (
+            "balance_checkpoints_recorded",
+            "INSERT INTO balance_checkpoints VALUES ('a', now(), 1, 1, 1, now(), now(), '-infinity')".to_owned(),
+        ),
     ];
     for (constraint, statement) in refused {
         let error = client.batch_execute(&statement).await.expect_err(constraint);

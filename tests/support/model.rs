@@ -48,6 +48,19 @@ pub struct StoredUser {
     pub row: Option<(i64, i64, Micros, i32)>,
     /// timestamp, balance, lowest, highest; in order of timestamps.
     pub checkpoints: Vec<(Micros, i64, i64, i64)>,
+    pub recorded: Recorded,
+}
+
+/// When what is stored of a user was stored, by PostgreSQL's clock.
+#[derive(Clone, Debug, Default)]
+pub struct Recorded {
+    /// The operations, in order of acceptance.
+    pub history: Vec<Micros>,
+    /// The row of `balance`: its last operations.
+    pub row: Option<Micros>,
+    /// The bounds that checkpoints keep, in order of timestamps: none of the segment's operations was earlier than the first,
+    /// if there is one, or later than the second; none up to the checkpoint was later than the third.
+    pub checkpoints: Vec<(Option<Micros>, Micros, Micros)>,
 }
 
 /// The ids of all users of whom anything is stored.
@@ -65,19 +78,34 @@ impl StoredUser {
         let timestamp = of("\"timestamp\"");
         let history = format!(
             "SELECT seq, {timestamp}, balance_change, balance_after, context, operation_id::text, idempotency_key, \
-             approved, instance, caller FROM changes_history WHERE user_id = $1 ORDER BY seq"
+             approved, instance, caller, {} FROM changes_history WHERE user_id = $1 ORDER BY seq",
+            of("recorded_at")
         );
         let history = sql.query(&history, &[&user_id]).await.unwrap();
         let row = format!(
-            "SELECT balance, version, {}, since_checkpoint FROM balance WHERE user_id = $1",
-            of("latest")
+            "SELECT balance, version, {}, since_checkpoint, {} FROM balance WHERE user_id = $1",
+            of("latest"),
+            of("recorded_at")
         );
         let row = sql.query_opt(&row, &[&user_id]).await.unwrap();
         let checkpoints = format!(
-            "SELECT {timestamp}, balance, lowest, highest FROM balance_checkpoints WHERE user_id = $1 ORDER BY 1"
+            "SELECT {timestamp}, balance, lowest, highest, {}, {}, {} FROM balance_checkpoints WHERE user_id = $1 \
+             ORDER BY 1",
+            of("nullif(recorded_from, '-infinity')"),
+            of("recorded_until"),
+            of("all_recorded_until")
         );
         let checkpoints = sql.query(&checkpoints, &[&user_id]).await.unwrap();
+        let recorded = Recorded {
+            history: history.iter().map(|row| row.get(10)).collect(),
+            row: row.as_ref().map(|row| row.get(4)),
+            checkpoints: checkpoints
+                .iter()
+                .map(|row| (row.get(4), row.get(5), row.get(6)))
+                .collect(),
+        };
         Self {
+            recorded,
             history: history
                 .iter()
                 .map(|row| Stored {
@@ -120,6 +148,35 @@ impl StoredUser {
             each(stored.seq, &model);
         }
         self.verify_derived(&model);
+        self.verify_recorded();
+    }
+
+    /// The moments of recording, and the bounds that are kept of them.
+    fn verify_recorded(&self) {
+        let Recorded {
+            history,
+            row,
+            checkpoints,
+        } = &self.recorded;
+        assert_eq!(history.len(), self.history.len());
+        assert!(history.is_sorted(), "{history:?}");
+        assert_eq!(*row, history.last().copied());
+        let mut after = Micros::MIN;
+        for ((until, ..), bounds) in self.checkpoints.iter().zip(checkpoints) {
+            let (earliest, latest, latest_of_all) = *bounds;
+            let operations = self.history.iter().zip(history);
+            for (stored, recorded) in operations.filter(|(stored, _)| stored.timestamp <= *until) {
+                assert!(*recorded <= latest_of_all, "{bounds:?} {stored:?}");
+                if stored.timestamp > after {
+                    assert!(*recorded <= latest, "{bounds:?} {stored:?}");
+                    assert!(
+                        earliest.is_none_or(|earliest| earliest <= *recorded),
+                        "{bounds:?} {stored:?}"
+                    );
+                }
+            }
+            after = *until;
+        }
     }
 
     /// The row of `balance` and the checkpoints, which are derived from the history.

@@ -150,6 +150,24 @@ const PLANTED: &[(&str, &str, usize, &str)] = &[
         "since_checkpoint of the row of balance: expected ",
     ),
     (
+        "UPDATE balance SET recorded_at = recorded_at + interval '1 s' WHERE user_id = 'bob'",
+        "bob",
+        OPERATIONS,
+        "recorded_at of the row of balance: expected 20",
+    ),
+    (
+        "UPDATE changes_history SET recorded_at = '2026-01-31T11:00:00Z' WHERE user_id = 'alice' AND seq = 50",
+        "alice",
+        50,
+        "recorded_at of seq 50: expected at least ",
+    ),
+    (
+        "UPDATE changes_history SET recorded_at = '9026-01-31T11:00:00Z' WHERE user_id = 'alice' AND seq = 50",
+        "alice",
+        51,
+        "recorded_at of seq 51: expected at least 9026-01-31T11:00:00Z, found 20",
+    ),
+    (
         "DELETE FROM balance WHERE user_id = 'alice'",
         "alice",
         OPERATIONS,
@@ -224,6 +242,18 @@ async fn each_column_of_a_checkpoint_is_computed_anew() {
             "lowest of the checkpoint: expected 10, found -1",
         ),
         ("highest = highest + 1", "highest of the checkpoint: expected "),
+        (
+            "recorded_from = recorded_until",
+            "recorded_from of the checkpoint: expected at most 20",
+        ),
+        (
+            "recorded_until = recorded_from",
+            "recorded_until of the checkpoint: expected at least 20",
+        ),
+        (
+            "recorded_until = recorded_from, all_recorded_until = recorded_from",
+            "all_recorded_until of the checkpoint: expected at least 20",
+        ),
         (
             "\"timestamp\" = \"timestamp\" + interval '1 ms'",
             "the checkpoint: expected at the moment of an operation, found where there is none",

@@ -55,7 +55,9 @@ async fn logged() -> Logged {
     } = world;
     replica.stop().await;
     // Lines of an hour ago are not waited for.
-    let make_old = "UPDATE changes_history SET recorded_at = recorded_at - interval '1 hour'";
+    let make_old = "UPDATE changes_history SET recorded_at = recorded_at - interval '1 hour'; \
+         UPDATE balance SET recorded_at = recorded_at - interval '1 hour'; \
+         UPDATE balance_checkpoints SET recorded_from = recorded_from - interval '1 hour'";
     database.client().await.batch_execute(make_old).await.unwrap();
     Logged {
         database,

@@ -7,11 +7,11 @@ CREATE FUNCTION pg_temp.balance_after(operation bigint) RETURNS bigint LANGUAGE 
 CREATE FUNCTION pg_temp.load(prefix text, users bigint, operations bigint, step bigint, until timestamptz)
 RETURNS void LANGUAGE sql AS $$
     INSERT INTO changes_history (user_id, "timestamp", seq, balance_change, balance_after, context, operation_id,
-        approved, instance)
+        approved, instance, recorded_at)
     SELECT CASE users WHEN 1 THEN prefix ELSE prefix || u END,
         until - ((operations - o) * step + (u * 7919 + o * 104729) % step) * interval '1 microsecond',
         o, CASE o % 4 WHEN 0 THEN -50 ELSE 100 END, pg_temp.balance_after(o), 'benchmark', gen_random_uuid(),
-        false, 'loaded'
+        false, 'loaded', now()
     FROM generate_series(0, users - 1) u CROSS JOIN generate_series(1, operations) o;
 
     -- One every SEGMENT_LENGTH operations; the newest one to two lengths stay open.
@@ -22,8 +22,9 @@ RETURNS void LANGUAGE sql AS $$
         AND CASE users WHEN 1 THEN user_id = prefix ELSE user_id >= prefix AND user_id < chr(ascii(prefix) + 1) END
     GROUP BY user_id, (seq - 1) / SEGMENT_LENGTH;
 
-    INSERT INTO balance (user_id, balance, version, latest, since_checkpoint)
-    SELECT user_id, balance_after, seq, "timestamp", operations - greatest(operations / SEGMENT_LENGTH - 1, 0) * SEGMENT_LENGTH
+    INSERT INTO balance (user_id, balance, version, latest, since_checkpoint, recorded_at)
+    SELECT user_id, balance_after, seq, "timestamp",
+        operations - greatest(operations / SEGMENT_LENGTH - 1, 0) * SEGMENT_LENGTH, now()
     FROM changes_history
     WHERE seq = operations
         AND CASE users WHEN 1 THEN user_id = prefix ELSE user_id >= prefix AND user_id < chr(ascii(prefix) + 1) END;

@@ -37,6 +37,7 @@ fn valid_history(made: &[Made]) -> Vec<Step> {
             place,
             change: operation.change,
             balance_after: 0,
+            recorded_at: StoredMoment(1_000 + place.seq / 2),
         };
         accepted.push(step);
         if first_broken(&accepted).is_some() {
@@ -57,11 +58,13 @@ struct Wrong {
     first_broken: Option<(i64, StoredMoment, i128)>,
     ever_broken: bool,
     balances_after: Vec<(i64, StoredMoment, i128)>,
+    /// Which operations were recorded before one accepted earlier, and when that was.
+    recorded: Vec<(i64, StoredMoment, StoredMoment)>,
 }
 
 impl Wrong {
     fn is_nothing(&self) -> bool {
-        !self.seq && !self.ever_broken && self.balances_after.is_empty()
+        !self.seq && !self.ever_broken && self.balances_after.is_empty() && self.recorded.is_empty()
     }
 }
 
@@ -84,6 +87,12 @@ fn naive(history: &[Step]) -> Wrong {
         }
     }
     wrong.balances_after.sort();
+    let neighbours = by_seq
+        .windows(2)
+        .filter(|pair| pair[1].recorded_at < pair[0].recorded_at);
+    let recorded = neighbours.map(|pair| (pair[1].place.seq, pair[1].place.timestamp, pair[0].recorded_at));
+    wrong.recorded.extend(recorded);
+    wrong.recorded.sort();
     wrong
 }
 
@@ -121,8 +130,8 @@ fn replay_region(region: Region, timeline: &[Step], held: usize, found: &mut Fou
     let mut tell = |at, violation| found.push((at, violation));
     let mut by_seq = stretch;
     by_seq.sort_by_key(|step| (step.place.seq, step.place.timestamp));
-    let mut numbers = Numbers::from(region.first_seq);
-    by_seq.iter().for_each(|step| numbers.next(step.place, &mut tell));
+    let mut numbers = Numbers::from(region.first_seq, region.recorded_from);
+    by_seq.iter().for_each(|step| numbers.next(step, &mut tell));
     let mut block = Block::default();
     for moments in moments.chunks(held) {
         block.begin(region.opening, moments.iter().copied());
@@ -141,10 +150,12 @@ fn sorted_out(found: &Found) -> Wrong {
                 *first = (*first).min((*seq, *at, *balance));
             }
             Violation::BalanceAfter { seq, expected, .. } => wrong.balances_after.push((*seq, *at, *expected)),
+            Violation::Recorded { seq, expected, .. } => wrong.recorded.push((*seq, *at, *expected)),
             other => panic!("{other:?}"),
         }
     }
     wrong.balances_after.sort();
+    wrong.recorded.sort();
     wrong
 }
 
@@ -153,6 +164,7 @@ fn sorted_out(found: &Found) -> Wrong {
 enum Corruption {
     Change(usize, i64),
     BalanceAfter(usize, i64),
+    Record(usize, i64),
     Move(usize, i64),
     Swap(usize, usize),
     Renumber(usize, i64),
@@ -171,6 +183,7 @@ impl Corruption {
                 let step = &mut history[index % length];
                 step.balance_after = step.balance_after.saturating_add(by);
             }
+            Corruption::Record(index, by) => history[index % length].recorded_at.0 += by,
             Corruption::Move(index, by) => history[index % length].place.timestamp.0 += by,
             Corruption::Swap(one, other) => {
                 let seq = history[one % length].place.seq;
@@ -198,6 +211,7 @@ fn corruption() -> impl Strategy<Value = Corruption> {
     prop_oneof![
         (index.clone(), by.clone()).prop_map(|(index, by)| Corruption::Change(index, by)),
         (index.clone(), by).prop_map(|(index, by)| Corruption::BalanceAfter(index, by)),
+        (index.clone(), -5..=5_i64).prop_map(|(index, by)| Corruption::Record(index, by)),
         (index.clone(), -5..=5_i64).prop_map(|(index, by)| Corruption::Move(index, by)),
         (index.clone(), index.clone()).prop_map(|(one, other)| Corruption::Swap(one, other)),
         (index.clone(), -3..=3_i64).prop_map(|(index, by)| Corruption::Renumber(index, by)),
@@ -273,6 +287,7 @@ fn step(seq: i64, timestamp: i64, change: i64, balance_after: i64) -> Step {
         },
         change,
         balance_after,
+        recorded_at: StoredMoment(seq),
     }
 }
 
