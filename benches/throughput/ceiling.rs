@@ -37,6 +37,7 @@ impl UseCases for Ceiling {
         Ok(FigureAnswer {
             user_id: request.user_id,
             timestamp: request.at.unwrap_or_else(|| Timestamp::from(SystemTime::now())),
+            figure: request.figure,
             amount: BALANCE,
             version: 1,
             standing: Standing::Settled,

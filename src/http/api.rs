@@ -152,7 +152,6 @@ impl<S: UseCases> Api<S> {
         user_id: UserIdText,
         timestamp: Option<DateTime>,
     ) -> Result<Deferred<Conditional<T>>, ProblemOf<Reading>> {
-        parameters::check_query(request, &["timestamp"])?;
         let user_id = parameters::user_id(user_id)?;
         let at = parameters::timestamp("timestamp", timestamp)?;
         let known = conditions::if_none_match(request)?;
@@ -173,8 +172,9 @@ impl<S: UseCases> Api<S> {
                     body: answer.into(),
                     version: Some(version),
                 },
-                // A clock that is not behind gives another answer for the same version.
-                Standing::Behind => Conditional::Whole {
+                // A clock that is not behind gives another answer for the same version, and what was known before it is
+                // none of this version.
+                Standing::Behind | Standing::Superseded => Conditional::Whole {
                     body: answer.into(),
                     version: None,
                 },
@@ -276,7 +276,8 @@ impl<S: UseCases> Api<S> {
     /// Read a balance as of a moment
     ///
     /// The sum of all changes of the user stamped at or before `timestamp`; as of now without it. A user nobody has heard
-    /// of has balance 0, as every user has before the first change.
+    /// of has balance 0, as every user has before the first change. With `knownAt`, what the answer was at that moment:
+    /// changes that were recorded later do not count.
     #[oai(
         path = "/:userId/balance",
         method = "get",
@@ -289,15 +290,24 @@ impl<S: UseCases> Api<S> {
         /// Whose balance, percent-encoded.
         #[oai(name = "userId")]
         user_id: Path<UserIdText>,
-        /// As of when: RFC 3339 with an offset or `Z`. Now, if left out.
+        /// As of when: RFC 3339 with an offset or `Z`. Now, if left out; with `knownAt`, then.
         timestamp: Query<Option<DateTime>>,
+        /// As it was known when: without the changes whose `recordedAt` is later than this. RFC 3339 with an offset or `Z`.
+        /// As it is known now, if left out. Where changes were recorded since, the answer has no `ETag`.
+        #[oai(name = "knownAt")]
+        known_at: Query<Option<DateTime>>,
         /// The `ETag` of an answer that the client has: if it is still right, the answer is 304 without a body. Without
         /// `timestamp` it is not while a change lies in the future.
         #[oai(name = "If-None-Match")]
         if_none_match: Header<Option<EntityTagsText>>,
     ) -> Result<Deferred<Conditional<Balance>>, ProblemOf<Reading>> {
         let Header(_) = if_none_match;
-        self.figure(request, Figure::Balance, user_id.0, timestamp.0)
+        parameters::check_query(request, &["timestamp", "knownAt"])?;
+        let figure = match parameters::timestamp("knownAt", known_at.0)? {
+            None => Figure::Balance,
+            Some(known_at) => Figure::BalanceKnownAt(known_at),
+        };
+        self.figure(request, figure, user_id.0, timestamp.0)
     }
 
     /// Read how much can be withdrawn at a moment
@@ -324,13 +334,15 @@ impl<S: UseCases> Api<S> {
         if_none_match: Header<Option<EntityTagsText>>,
     ) -> Result<Deferred<Conditional<Available>>, ProblemOf<Reading>> {
         let Header(_) = if_none_match;
+        parameters::check_query(request, &["timestamp"])?;
         self.figure(request, Figure::Available, user_id.0, timestamp.0)
     }
 
     /// Read the history of a balance
     ///
     /// The user's changes with the balance after each, the latest first. Pages follow each other by `cursor`: they
-    /// neither skip nor repeat an operation that was there when the first page was read.
+    /// neither skip nor repeat an operation that was there when the first page was read. With `knownAt`, only the changes
+    /// that had been recorded at that moment, with the balances that these come to.
     ///
     /// The header `Accept` decides the form; JSON counts where it leaves the choice, or asks for what there is not.
     ///
@@ -365,16 +377,21 @@ impl<S: UseCases> Api<S> {
         order: Query<Option<OrderText>>,
         /// The most operations on the page, 1 to 1000; 100, if left out. With `text/csv` all, if left out.
         limit: Query<Option<LimitText>>,
+        /// As it was known when: without the changes whose `recordedAt` is later than this. RFC 3339 with an offset or `Z`.
+        /// As it is known now, if left out.
+        #[oai(name = "knownAt")]
+        known_at: Query<Option<DateTime>>,
         /// `nextCursor` of the page before: this page has what lies beyond that one's last operation, in the order asked
-        /// for. It holds `from`, `to` and `order` for where they are left out.
+        /// for. It holds `from`, `to`, `order` and `knownAt` for where they are left out.
         cursor: Query<Option<CursorText>>,
     ) -> Result<Deferred<HistoryAnswer>, ProblemOf<Reading>> {
-        parameters::check_query(request, &["from", "to", "order", "limit", "cursor"])?;
+        parameters::check_query(request, &["from", "to", "order", "limit", "knownAt", "cursor"])?;
         let user_id = parameters::user_id(user_id.0)?;
         let from = parameters::timestamp("from", from.0)?;
         let to = parameters::timestamp("to", to.0)?;
         let order = parameters::order(order.0)?;
         let limit = parameters::limit(limit.0)?;
+        let known_at = parameters::timestamp("knownAt", known_at.0)?;
         let cursor = cursor.0.as_ref().map(Cursor::parse).transpose()?;
         let order = order.or(cursor.map(|cursor| cursor.order));
         let asked = Asked {
@@ -385,6 +402,7 @@ impl<S: UseCases> Api<S> {
                 order: order.unwrap_or(HistoryOrder::NewestFirst),
                 beyond: cursor.map(|cursor| cursor.last),
                 limit: limit.unwrap_or(DEFAULT_LIMIT),
+                known_at: known_at.or(cursor.and_then(|cursor| cursor.known_at)),
                 caller: parameters::caller(request),
             },
             limit,

@@ -144,11 +144,12 @@ pub struct Cursor {
     pub order: HistoryOrder,
     pub from: Option<Timestamp>,
     pub to: Option<Timestamp>,
+    pub known_at: Option<Timestamp>,
     pub last: Place,
 }
 
 /// Changes when the meaning of the bytes does, so that an old cursor is refused and not misread.
-const CURSOR_VERSION: u8 = 1;
+const CURSOR_VERSION: u8 = 2;
 
 impl Cursor {
     pub fn to_text(self) -> CursorText {
@@ -161,6 +162,7 @@ impl Cursor {
         for number in [
             bound(self.from),
             bound(self.to),
+            bound(self.known_at),
             self.last.timestamp.unix_microseconds(),
             self.last.seq,
         ] {
@@ -188,7 +190,7 @@ impl Cursor {
             _ => return None,
         };
         let (numbers, rest) = numbers.as_chunks::<8>();
-        let [from, to, timestamp, seq] = *numbers else {
+        let [from, to, known_at, timestamp, seq] = *numbers else {
             return None;
         };
         let bound = |bytes| match i64::from_be_bytes(bytes) {
@@ -199,6 +201,7 @@ impl Cursor {
             order,
             from: bound(from),
             to: bound(to),
+            known_at: bound(known_at),
             last: Place {
                 timestamp: Timestamp::nearest(i64::from_be_bytes(timestamp)),
                 seq: i64::from_be_bytes(seq),
@@ -271,13 +274,15 @@ mod tests {
             newest_first: bool,
             from in prop::option::of(-1_000..1_000_i64),
             to in prop::option::of(-1_000..1_000_i64),
+            known_at in prop::option::of(-1_000..1_000_i64),
             timestamp in -1_000..1_000_i64,
             seq: i64,
         ) {
             let moment = |microseconds| Timestamp::from_unix_microseconds(microseconds);
             let order = if newest_first { HistoryOrder::NewestFirst } else { HistoryOrder::OldestFirst };
             let last = Place { timestamp: moment(timestamp).unwrap(), seq };
-            let cursor = Cursor { order, from: from.and_then(moment), to: to.and_then(moment), last };
+            let (from, to) = (from.and_then(moment), to.and_then(moment));
+            let cursor = Cursor { order, from, to, known_at: known_at.and_then(moment), last };
             prop_assert_eq!(Cursor::parse(&cursor.to_text()).unwrap(), cursor);
         }
 

@@ -8,7 +8,7 @@ use poem_openapi::{Enum, Object};
 use serde_json::{Value, json};
 
 use crate::domain::{Context, IdempotencyKey, Timestamp, UserId};
-use crate::service::{self, DryRun};
+use crate::service::{self, DryRun, Figure};
 use crate::store::HistoryEntry;
 
 /// A text whose schema says more than that it is one. Parameters of such a type are taken as they come; the handler
@@ -120,8 +120,8 @@ text!(
     /// Where a page of the history ends.
     CursorText,
     MetaSchema {
-        // What [`super::parameters::Cursor`] writes: 34 bytes in base64url, the first of them 1, the second 0 or 1.
-        pattern: Some("^AQ[A-H][A-Za-z0-9_-]{42}[AQgw]$".to_owned()),
+        // What [`super::parameters::Cursor`] writes: 42 bytes in base64url, the first of them 2, the second 0 or 1.
+        pattern: Some("^Ag[A-H][A-Za-z0-9_-]{53}$".to_owned()),
         ..MetaSchema::new("string")
     }
 );
@@ -308,14 +308,16 @@ impl From<service::Change> for Change {
 
 /// A user's balance as of a moment.
 #[derive(Clone, Debug, Object)]
-#[oai(rename_all = "camelCase")]
+#[oai(rename_all = "camelCase", skip_serializing_if_is_none)]
 pub struct Balance {
     /// Whose balance it is.
     user_id: UserIdText,
     /// As of when, in UTC.
     timestamp: DateTime,
-    /// The sum of all changes stamped at or before `timestamp`.
+    /// The sum of all changes stamped at or before `timestamp`; with `knownAt`, of those that were recorded by then.
     balance: i64,
+    /// As it was known when, in UTC: the `knownAt` that was asked for. Absent without one.
+    known_at: Option<DateTime>,
 }
 
 impl From<service::FigureAnswer> for Balance {
@@ -324,6 +326,10 @@ impl From<service::FigureAnswer> for Balance {
             user_id: UserIdText(answer.user_id.to_string()),
             timestamp: answer.timestamp.into(),
             balance: answer.amount,
+            known_at: match answer.figure {
+                Figure::BalanceKnownAt(known_at) => Some(known_at.into()),
+                Figure::Balance | Figure::Available => None,
+            },
         }
     }
 }
@@ -395,6 +401,8 @@ pub struct History {
     pub user_id: UserIdText,
     /// The operations, in the order asked for.
     pub operations: Vec<HistoryOperation>,
+    /// As it was known when, in UTC: the `knownAt` that was asked for. Absent without one.
+    pub known_at: Option<DateTime>,
     /// Give this as `cursor` for the next page; absent on the last one.
     pub next_cursor: Option<CursorText>,
 }

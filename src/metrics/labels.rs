@@ -67,6 +67,8 @@ pub enum Statement {
     ReadBalances,
     /// Reads how much could be withdrawn.
     ReadAvailable,
+    /// Reads balances as they were known at an earlier moment.
+    ReadKnownBalances,
     /// Reads users, with what their changes need of the timelines.
     ReadUsers,
     /// Looks for changes whose commit gave no result.
@@ -75,26 +77,32 @@ pub enum Statement {
     Commit,
     /// Reads a page of a history.
     ReadHistory,
+    /// Reads a page of a history as it was known at an earlier moment.
+    ReadKnownHistory,
 }
 
 impl Label for Statement {
     const ALL: &'static [Self] = &[
         Self::ReadBalances,
         Self::ReadAvailable,
+        Self::ReadKnownBalances,
         Self::ReadUsers,
         Self::FindStored,
         Self::Commit,
         Self::ReadHistory,
+        Self::ReadKnownHistory,
     ];
 
     fn label(self) -> &'static str {
         match self {
             Statement::ReadBalances => "read_balances",
             Statement::ReadAvailable => "read_available",
+            Statement::ReadKnownBalances => "read_known_balances",
             Statement::ReadUsers => "read_users",
             Statement::FindStored => "find_stored",
             Statement::Commit => "commit",
             Statement::ReadHistory => "read_history",
+            Statement::ReadKnownHistory => "read_known_history",
         }
     }
 }

@@ -50,6 +50,8 @@ pub struct Service {
     under_way: Arc<Semaphore>,
     /// Pages of histories.
     pages: Turns,
+    /// Pages of histories as they were known at an earlier moment.
+    known_pages: Turns,
     /// Looks at what would become of changes.
     dry_runs: Turns,
     /// Histories that may be streamed at once.
@@ -140,6 +142,7 @@ impl Service {
         let connections = store.most_connections();
         // All else needs connections too.
         let pages = Turns::new(connections / 2, ledger.longest_wait);
+        let known_pages = Turns::new(connections / 8, ledger.longest_wait);
         let dry_runs = Turns::new(connections / 4, ledger.longest_wait);
         let streams = Arc::new(Semaphore::new(streams::most(config.operations_in_flight)));
         Self {
@@ -159,6 +162,7 @@ impl Service {
             config,
             under_way,
             pages,
+            known_pages,
             dry_runs,
             streams,
         }

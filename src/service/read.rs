@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::turns::Turns;
 use super::{Admission, Service, Unavailable, now, write_line};
 use crate::domain::{CallerName, Timestamp, UserId};
 use crate::ledger::{Figure, Question};
@@ -19,7 +20,7 @@ pub struct FigureRequest {
     pub user_id: UserId,
     /// Which.
     pub figure: Figure,
-    /// As of when; now, if that is left open.
+    /// As of when; if that is left open, now, or of what was known at a moment, then.
     pub at: Option<Timestamp>,
     /// Who asks, where callers are known.
     pub caller: Option<CallerName>,
@@ -33,6 +34,8 @@ pub struct FigureAnswer {
     /// As of when.
     pub timestamp: Timestamp,
     /// What was asked for.
+    pub figure: Figure,
+    /// How much that is.
     pub amount: i64,
     /// How many operations of the user were accepted when it was read.
     pub version: i64,
@@ -55,6 +58,8 @@ pub struct HistoryRequest {
     pub beyond: Option<Place>,
     /// The most operations on the page.
     pub limit: u32,
+    /// Only operations recorded at or before this moment, and the balances that they come to; all, if that is left open.
+    pub known_at: Option<Timestamp>,
     /// Who asks, where callers are known.
     pub caller: Option<CallerName>,
 }
@@ -79,7 +84,7 @@ impl HistoryRequest {
             beyond: self.beyond,
             // One more than asked for tells whether there is a next page.
             limit: self.limit + 1,
-            known_at: None,
+            known_at: self.known_at,
         }
     }
 
@@ -98,25 +103,31 @@ impl Service {
     ///
     /// [`Unavailable`] says what kept the service from answering.
     pub async fn figure(self: &Arc<Self>, request: FigureRequest) -> Result<FigureAnswer, Unavailable> {
-        let timestamp = request.at.unwrap_or_else(now);
+        let asked_at = match (request.at, request.figure) {
+            (None, Figure::BalanceKnownAt(known_at)) => Some(known_at),
+            (at, _) => at,
+        };
+        let timestamp = asked_at.unwrap_or_else(now);
         let question = Question {
             user_id: request.user_id,
             figure: request.figure,
             at: timestamp,
             caller: request.caller,
         };
-        match self.admit(self.ledger.is_full_of_questions(question.figure))? {
+        let figure = question.figure;
+        match self.admit(self.ledger.is_full_of_questions(figure))? {
             Admission::Admitted(place) => {
                 let (user_id, reading) = self.ledger.read(question, place).await?;
                 Ok(FigureAnswer {
                     user_id,
                     timestamp,
+                    figure,
                     amount: reading.amount,
                     version: reading.version,
-                    standing: match request.at {
+                    standing: match (asked_at, reading.standing) {
+                        (None, standing) | (Some(_), standing @ Standing::Superseded) => standing,
                         // Time passes, and the moment that was asked about stays.
-                        Some(_) => Standing::Settled,
-                        None => reading.standing,
+                        (Some(_), Standing::Settled | Standing::FallsDue | Standing::Behind) => Standing::Settled,
                     },
                 })
             }
@@ -134,7 +145,8 @@ impl Service {
     ///
     /// [`Unavailable`] says what kept the service from answering.
     pub async fn history(self: &Arc<Self>, request: HistoryRequest) -> Result<HistoryPage, Unavailable> {
-        self.logged_page(request, self.pages.are_full()).await
+        let is_full = self.turns_of(request.known_at).are_full();
+        self.logged_page(request, is_full).await
     }
 
     /// A page, when its line is written.
@@ -157,7 +169,10 @@ impl Service {
             };
             let failure = entries.as_ref().err().copied();
             let caller = request.caller.as_ref();
-            let record = read_record(OperationName::GetHistory, &query.user_id, timestamp, caller, failure);
+            let record = Record {
+                known_at: request.known_at,
+                ..read_record(OperationName::GetHistory, &query.user_id, timestamp, caller, failure)
+            };
             write_line(slot, &record, deadline).await?;
             Ok(request.page_of(entries?))
         }));
@@ -166,12 +181,24 @@ impl Service {
 
     /// Reads when it is its turn.
     pub(super) async fn page(&self, query: &HistoryQuery, deadline: Instant) -> Result<Vec<HistoryEntry>, Unavailable> {
+        let statement = match query.known_at {
+            None => Statement::ReadHistory,
+            Some(_) => Statement::ReadKnownHistory,
+        };
         let reading = repeat_read(deadline, || {
             let reading = self.store.history(query, deadline);
-            self.metrics.database.statement(Statement::ReadHistory, reading)
+            self.metrics.database.statement(statement, reading)
         });
         let reading = async { reading.await.map_err(Unavailable::from) };
-        self.pages.take(deadline, reading).await
+        self.turns_of(query.known_at).take(deadline, reading).await
+    }
+
+    /// Pages of what was known at an earlier moment take longer, and do not hold up the others.
+    pub(super) fn turns_of(&self, known_at: Option<Timestamp>) -> &Turns {
+        match known_at {
+            None => &self.pages,
+            Some(_) => &self.known_pages,
+        }
     }
 }
 

@@ -52,7 +52,7 @@ impl Service {
     /// [`Unavailable`] says what kept the service from reading the first page, or from having one stream more.
     pub async fn stream_history(self: &Arc<Self>, request: HistoryRequest) -> Result<HistoryStream, Unavailable> {
         let place = Arc::clone(&self.streams).try_acquire_owned().ok();
-        let is_full = place.is_none() || self.pages.are_full();
+        let is_full = place.is_none() || self.turns_of(request.known_at).are_full();
         let page = self.logged_page(request.clone(), is_full).await?;
         let active = || Active::new(self.metrics.ledger.history_streams.clone());
         let place = place.filter(|_| page.more).map(|place| (place, active()));

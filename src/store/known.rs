@@ -6,14 +6,14 @@
 //! those in between are read. Up to a checkpoint before which nothing was recorded later, all counts as it is now.
 
 use diesel::data_types::PgTimestamp;
-use diesel::sql_types::{Array, BigInt, Bool, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Bool, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use tokio::time::{Instant, timeout_at};
 
 use super::conversion::to_postgres;
-use super::reads::{HistoryRow, past_balance, to_entry};
+use super::reads::{HistoryRow, ReadingColumns, past_balance, to_entry, to_readings};
 use super::statement::statement;
-use super::{HistoryEntry, HistoryOrder, HistoryQuery, Store, StoreError};
+use super::{HistoryEntry, HistoryOrder, HistoryQuery, Reading, Store, StoreError};
 use crate::domain::Timestamp;
 
 /// The balance of a user at a moment from the operations recorded until another: the last checkpoint at or before the moment
@@ -84,23 +84,26 @@ macro_rules! known_balance {
 statement! {
     /// For each user, moment and moment of recording, in the order given. If all was recorded by then, it is the balance at
     /// the moment, at its cost. Otherwise of the history the segments are read that have some operations recorded until then
-    /// and some later, and a checkpoint for each segment from the first of these to the moment. One statement is one
-    /// snapshot.
+    /// and some later, and a checkpoint for each segment from the first of these to the moment. With each balance the user's
+    /// version, and its [`Standing`](super::Standing). One statement is one snapshot.
     struct BalancesKnownAt<'a> {
         user_ids: &'a [&'a str] => Array<Text>,
         moments: &'a [PgTimestamp] => Array<Timestamptz>,
         known_at: &'a [PgTimestamp] => Array<Timestamptz>,
     }
-    => (Array<BigInt>,)
+    => (Nullable<Array<BigInt>>, Nullable<Array<BigInt>>, Nullable<Array<SmallInt>>)
     concat!(r#"
-SELECT ARRAY(
+SELECT array_agg(amount), array_agg(version), array_agg(standing)
+FROM (
     SELECT CASE WHEN b.recorded_at > q.known_at THEN "#, known_balance!("q.user_id", "q.at", "q.known_at"), r#"::bigint
-    WHEN b.latest > q.at THEN "#, past_balance!("q.user_id", "q.at"), r#"::bigint
-    ELSE coalesce(b.balance, 0) END
+        WHEN b.latest > q.at THEN "#, past_balance!("q.user_id", "q.at"), r#"::bigint
+        ELSE coalesce(b.balance, 0) END AS amount,
+        coalesce(b.version, 0) AS version,
+        CASE WHEN b.recorded_at > q.known_at THEN 3 ELSE 0 END::smallint AS standing
     FROM asked CROSS JOIN unnest(asked.user_ids, asked.moments, asked.known_at) WITH ORDINALITY
         AS q (user_id, at, known_at, number)
     LEFT JOIN balance b ON b.user_id = q.user_id
-    ORDER BY q.number)"#)
+    ORDER BY q.number) answered"#)
 }
 
 macro_rules! known_history_page {
@@ -224,7 +227,7 @@ impl Store {
         moments: &[Timestamp],
         known_at: &[Timestamp],
         deadline: Instant,
-    ) -> Result<Vec<i64>, StoreError> {
+    ) -> Result<Vec<Reading>, StoreError> {
         let moments: Vec<_> = moments.iter().copied().map(to_postgres).collect();
         let known_at: Vec<_> = known_at.iter().copied().map(to_postgres).collect();
         let statement = BalancesKnownAt {
@@ -234,8 +237,8 @@ impl Store {
         };
         let mut lease = self.connections.lease(deadline).await?;
         let result = timeout_at(deadline, statement.get_result(lease.connection())).await;
-        let (balances,): (Vec<i64>,) = lease.end(result)?;
-        Ok(balances)
+        let columns: ReadingColumns = lease.end(result)?;
+        Ok(to_readings(columns))
     }
 
     /// [`Store::history`] as it was known at a moment.

@@ -197,6 +197,8 @@ pub enum Standing {
     /// An operation is later than the moment that was asked about, and was not in the future when it was recorded. If the
     /// moment was the now of a clock, that clock is behind PostgreSQL's.
     Behind,
+    /// Operations were recorded after the moment of recording that was asked about: the figure is not one of the version.
+    Superseded,
 }
 
 /// Which end of the timeline a page of the history begins at.
@@ -269,9 +271,9 @@ pub enum StoreReadiness {
 }
 
 /// Amounts, versions and standings; nothing of nobody.
-type ReadingColumns = (Option<Vec<i64>>, Option<Vec<i64>>, Option<Vec<i16>>);
+pub(super) type ReadingColumns = (Option<Vec<i64>>, Option<Vec<i64>>, Option<Vec<i16>>);
 
-fn to_readings((amounts, versions, standings): ReadingColumns) -> Vec<Reading> {
+pub(super) fn to_readings((amounts, versions, standings): ReadingColumns) -> Vec<Reading> {
     let numbers = amounts.into_iter().flatten().zip(versions.into_iter().flatten());
     let readings = numbers.zip(standings.into_iter().flatten());
     let readings = readings.map(|((amount, version), standing)| Reading {
@@ -280,7 +282,8 @@ fn to_readings((amounts, versions, standings): ReadingColumns) -> Vec<Reading> {
         standing: match standing {
             0 => Standing::Settled,
             1 => Standing::FallsDue,
-            _ => Standing::Behind,
+            2 => Standing::Behind,
+            _ => Standing::Superseded,
         },
     });
     readings.collect()

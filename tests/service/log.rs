@@ -33,13 +33,18 @@ async fn every_answered_operation_has_one_line_with_the_fields_of_the_contract_i
     let now = client.balance("a", None).await.expect(200);
     let path = format!("/a/history?to={NOON}");
     answer(client.get(&path)).await.expect(200);
+    // The moment as it was understood.
+    let path = format!("/a/balance?timestamp={NOON}&knownAt=2026-01-31T11:00:00%2B02:00");
+    answer(client.get(&path)).await.expect(200);
+    let path = format!("/a/history?to={NOON}&knownAt=2026-01-31T09:00:00Z");
+    answer(client.get(&path)).await.expect(200);
     // What is not answered as an operation has no line.
     for path in ["/livez", "/readyz", "/a/balance?timestamp=x", "/nowhere"] {
         client.get(path).send().await.unwrap();
     }
 
     let lines = world.replica.log_lines();
-    assert_eq!(lines.len(), 6, "{lines:#?}");
+    assert_eq!(lines.len(), 8, "{lines:#?}");
     let head = ["at", "instance", "operation", "outcome", "userId", "timestamp"];
     let all = [&head[..], &["operationId", "balanceChange", "context", "balance"]].concat();
     let change_line = |outcome: &str, answered: Option<&Value>, amount: i64| {
@@ -73,6 +78,20 @@ async fn every_answered_operation_has_one_line_with_the_fields_of_the_contract_i
         (
             json!({ "operation": "getHistory", "outcome": "accepted", "userId": "a", "timestamp": NOON }),
             head.to_vec(),
+        ),
+        (
+            json!({
+                "operation": "getBalance", "outcome": "accepted", "userId": "a", "timestamp": NOON,
+                "knownAt": "2026-01-31T09:00:00Z", "balance": 0,
+            }),
+            [&head[..], &["knownAt", "balance"]].concat(),
+        ),
+        (
+            json!({
+                "operation": "getHistory", "outcome": "accepted", "userId": "a", "timestamp": NOON,
+                "knownAt": "2026-01-31T09:00:00Z",
+            }),
+            [&head[..], &["knownAt"]].concat(),
         ),
     ];
     for (line, (expected, fields)) in lines.into_iter().zip(expected) {

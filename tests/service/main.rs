@@ -19,6 +19,7 @@ mod garbage;
 mod hang_up;
 mod history;
 mod idempotency;
+mod known;
 mod load;
 mod log;
 mod metrics;

@@ -19,7 +19,7 @@ async fn known_balance(store: &Store, user_id: &str, moment: Timestamp, known_at
     let balances = store
         .balances_known_at(&[user_id], &[moment], &[known_at], soon())
         .await;
-    balances.unwrap()[0]
+    balances.unwrap()[0].amount
 }
 
 /// Deposits of 1, one a second from this one on.
@@ -116,6 +116,7 @@ async fn moments_of_recording_go_up_also_when_the_clock_is_set_back() {
     let ends: Vec<_> = recorded.iter().map(|_| at(60)).collect();
     let users: Vec<_> = recorded.iter().map(|_| "alice").collect();
     let known = store.balances_known_at(&users, &ends, &recorded, soon()).await.unwrap();
+    let known: Vec<_> = known.into_iter().map(|reading| reading.amount).collect();
     assert_eq!(known, (100..=108).collect::<Vec<_>>());
 }
 

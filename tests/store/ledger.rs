@@ -243,7 +243,11 @@ async fn check_reads_known_at(store: &Store, user_id: &UserId, model: &NaiveMode
     let known = vec![known_at; moments.len()];
     let read = store.balances_known_at(&users, &moments, &known, soon()).await;
     let expected: Vec<_> = (-1..=32).map(|seconds| model.balance_at(seconds)).collect();
-    let read: Vec<_> = read.unwrap().into_iter().map(i128::from).collect();
+    let read: Vec<_> = read
+        .unwrap()
+        .into_iter()
+        .map(|reading| i128::from(reading.amount))
+        .collect();
     assert_eq!(read, expected, "known at {known_at}");
     check_history(store, user_id, model, page, Some(known_at)).await;
 }

@@ -10,7 +10,7 @@ use super::page::StatementPage;
 use crate::http::negotiation::Form;
 use crate::http::parameters::{Cursor, MAX_LIMIT};
 use crate::http::responses::Success;
-use crate::http::types::{History, UserIdText};
+use crate::http::types::{DateTime, History, UserIdText};
 use crate::service::{HistoryPage, HistoryRequest, Unavailable, UseCases};
 use crate::store::HistoryOrder;
 
@@ -51,6 +51,7 @@ impl Asked {
             Form::Json => HistoryAnswer::Json(Success(History {
                 user_id: UserIdText(user_id.to_string()),
                 operations: page.entries.into_iter().map(Into::into).collect(),
+                known_at: self.request.known_at.map(DateTime::from),
                 next_cursor,
             })),
             Form::Csv => HistoryAnswer::Csv {
@@ -62,6 +63,7 @@ impl Asked {
                 user_id: user_id.as_str(),
                 entries: &page.entries,
                 oldest_first: self.request.order == HistoryOrder::OldestFirst,
+                known_at: self.request.known_at,
                 next: next.as_deref(),
                 first: self.request.beyond.map(|_| self.query(None)).as_deref(),
             }),
@@ -70,9 +72,21 @@ impl Asked {
 
     /// Where the next page begins, if there is one.
     fn cursor_beyond(&self, page: &HistoryPage) -> Option<Cursor> {
-        let HistoryRequest { order, from, to, .. } = self.request;
+        let HistoryRequest {
+            order,
+            from,
+            to,
+            known_at,
+            ..
+        } = self.request;
         let last = page.entries.last().filter(|_| page.more)?.place;
-        Some(Cursor { order, from, to, last })
+        Some(Cursor {
+            order,
+            from,
+            to,
+            known_at,
+            last,
+        })
     }
 
     /// The query of the first page, or of the one with this cursor, which holds all but the limit.
@@ -84,7 +98,8 @@ impl Asked {
         if let Some(cursor) = cursor {
             return query.append_pair("cursor", cursor).finish();
         }
-        let bounds = [("from", self.request.from), ("to", self.request.to)];
+        let HistoryRequest { from, to, known_at, .. } = self.request;
+        let bounds = [("from", from), ("to", to), ("knownAt", known_at)];
         for (name, bound) in bounds {
             if let Some(bound) = bound {
                 query.append_pair(name, &bound.to_string());

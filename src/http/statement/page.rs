@@ -4,6 +4,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::curve::curve;
 use super::figures::{day, grouped, second, signed};
+use crate::domain::Timestamp;
 use crate::store::HistoryEntry;
 
 /// In the page, so that nothing else is loaded; the Content-Security-Policy names its hash.
@@ -18,6 +19,8 @@ pub struct StatementPage<'a> {
     pub entries: &'a [HistoryEntry],
     /// Whether the earliest comes first.
     pub oldest_first: bool,
+    /// Of which operations it is: those that were recorded by then; of all, if that is left open.
+    pub known_at: Option<Timestamp>,
     /// The query of the next page, after `?`, if there is one.
     pub next: Option<&'a str>,
     /// The query of the first page, after `?`, if this is another.
@@ -42,6 +45,9 @@ pub fn render(page: &StatementPage<'_>) -> String {
                     h1 { "Statement of account" }
                     // The id may be of any script; it is laid out by its own direction.
                     p.user dir="auto" { (page.user_id) }
+                    @if let Some(known_at) = page.known_at {
+                        p { "As it was known at " (known_at) "." }
+                    }
                 }
                 main {
                     @if page.entries.is_empty() {

@@ -24,6 +24,7 @@ fn page(entries: &[HistoryEntry]) -> StatementPage<'_> {
         user_id: "alice",
         entries,
         oldest_first: true,
+        known_at: None,
         next: None,
         first: None,
     }

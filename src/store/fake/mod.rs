@@ -367,6 +367,32 @@ impl LedgerStore for FakeStore {
         };
         self.read(deadline, find).await
     }
+
+    /// Operations are recorded as many microseconds after 1970 as their number says.
+    async fn balances_known_at(
+        &self,
+        user_ids: &[&str],
+        moments: &[Timestamp],
+        known_at: &[Timestamp],
+        deadline: Instant,
+    ) -> Result<Vec<Reading>, StoreError> {
+        let find = |database: &Database| {
+            let asked = user_ids.iter().zip(moments).zip(known_at);
+            let readings = asked.map(|((user_id, at), known_at)| {
+                let (version, known) = (database.version(user_id), known_at.unix_microseconds());
+                Reading {
+                    amount: database.balance_known_at(user_id, *at, known),
+                    version,
+                    standing: match version <= known {
+                        true => Standing::Settled,
+                        false => Standing::Superseded,
+                    },
+                }
+            });
+            readings.collect()
+        };
+        self.read(deadline, find).await
+    }
 }
 
 impl Write {
@@ -503,8 +529,12 @@ impl Database {
     }
 
     fn balance_at(&self, user_id: &str, at: Timestamp) -> i64 {
+        self.balance_known_at(user_id, at, i64::MAX)
+    }
+
+    fn balance_known_at(&self, user_id: &str, at: Timestamp, last_seq: i64) -> i64 {
         let history = self.user(user_id).into_iter().flat_map(|user| &user.history);
-        let counted = history.filter(|row| row.operation.timestamp <= at);
+        let counted = history.filter(|row| row.operation.timestamp <= at && row.seq <= last_seq);
         // The whole sum fits, and wrapping gives it whatever a part of it comes to.
         counted.fold(0, |sum, row| sum.wrapping_add(row.operation.balance_change))
     }
