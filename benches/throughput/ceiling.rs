@@ -48,11 +48,16 @@ impl UseCases for Ceiling {
         Ok(HistoryPage {
             entries: Vec::new(),
             more: false,
+            version: Some(0),
+            recorded_at: None,
         })
     }
 
     async fn stream_history(self: &Arc<Self>, _: HistoryRequest) -> Result<HistoryStream, Unavailable> {
-        Ok(stream::empty().boxed())
+        Ok(HistoryStream {
+            version: Some(0),
+            pages: stream::empty().boxed(),
+        })
     }
 
     async fn readiness(&self) -> Readiness {

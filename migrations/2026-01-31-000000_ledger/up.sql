@@ -9,7 +9,6 @@ CREATE TABLE balance (
     version          bigint           NOT NULL, -- how many operations were accepted
     latest           timestamptz      NOT NULL, -- timestamp of the last operation of the timeline
     since_checkpoint integer          NOT NULL, -- operations after the last checkpoint
-    recorded_at      timestamptz      NOT NULL DEFAULT clock_timestamp(), -- of the last accepted operations
     CONSTRAINT balance_pkey PRIMARY KEY (user_id),
     CONSTRAINT balance_user_id CHECK (char_length(user_id) BETWEEN 1 AND 256),
     CONSTRAINT balance_not_negative CHECK (balance >= 0),
@@ -30,7 +29,7 @@ CREATE TABLE changes_history (
     approved        boolean          NOT NULL, -- whether the Approver was asked, and approved
     instance        text             NOT NULL, -- the replica that stored it
     caller          text,                      -- whose token it was asked for with, where there are tokens
-    recorded_at     timestamptz      NOT NULL DEFAULT clock_timestamp(), -- later with each commit of the user
+    recorded_at     timestamptz      NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT changes_history_pkey PRIMARY KEY (user_id, "timestamp", seq) INCLUDE (balance_change),
     CONSTRAINT changes_history_user_id CHECK (char_length(user_id) BETWEEN 1 AND 256),
     CONSTRAINT changes_history_timestamp CHECK
@@ -61,15 +60,9 @@ CREATE TABLE balance_checkpoints (
     balance     bigint           NOT NULL, -- at this timestamp
     lowest      bigint           NOT NULL, -- of the balances at the segment's timestamps
     highest     bigint           NOT NULL,
-    -- Bounds of recorded_at, for what was known at an earlier moment: right, but not always the closest.
-    recorded_from      timestamptz NOT NULL DEFAULT '-infinity',       -- none of the segment's operations was earlier
-    recorded_until     timestamptz NOT NULL DEFAULT clock_timestamp(), -- none of the segment's was later
-    all_recorded_until timestamptz NOT NULL DEFAULT clock_timestamp(), -- none until the checkpoint was later
     CONSTRAINT balance_checkpoints_pkey PRIMARY KEY (user_id, "timestamp"),
     CONSTRAINT balance_checkpoints_not_negative CHECK (lowest >= 0),
-    CONSTRAINT balance_checkpoints_extremes CHECK (balance BETWEEN lowest AND highest),
-    CONSTRAINT balance_checkpoints_recorded CHECK
-        (recorded_from <= recorded_until AND recorded_until <= all_recorded_until)
+    CONSTRAINT balance_checkpoints_extremes CHECK (balance BETWEEN lowest AND highest)
 ) WITH (fillfactor = 50); -- a shift writes all later rows anew: beside the old ones, and without touching the index
 
 -- What env/roles.sql gives to the same roles when it is run after this. Without those roles there is nothing to give.

@@ -195,7 +195,9 @@ impl<S: UseCases> Api<S> {
             Ok(StoreReadiness::Ready) => Ok(Success(Status {
                 status: "ready".to_owned(),
             })),
-            Ok(StoreReadiness::NoSchema) => Err("The database has no schema; run `balance migrate` on it.".to_owned()),
+            Ok(StoreReadiness::NoSchema) => {
+                Err("The database has no schema, or an old one; run `balance migrate` on it.".to_owned())
+            }
             Ok(StoreReadiness::NoRights) => Err(
                 "The database role may not do all that the service does; run env/roles.sql on the database.".to_owned(),
             ),
@@ -347,10 +349,10 @@ impl<S: UseCases> Api<S> {
     /// The header `Accept` decides the form; JSON counts where it leaves the choice, or asks for what there is not.
     ///
     /// `text/csv` is a table with a row for each operation, in the same order and with the same names: all operations,
-    /// however many, or at most `limit` of them. Each operation that was there at the beginning comes once; the balance
-    /// after it is the one when its part of the table was read. A `context` that begins with `=`, `+`, `-`, `@` (in full
-    /// width too), `'`, a tab or a line break has a `'` in front, so that no spreadsheet takes it for a formula. A table
-    /// that cannot be ended is cut off without the end of its transfer, so that no client takes it for a whole one.
+    /// however many, or at most `limit` of them. It is the history at one version of the user, whatever is added while it
+    /// is sent. A `context` that begins with `=`, `+`, `-`, `@` (in full width too), `'`, a tab or a line break has a `'` in
+    /// front, so that no spreadsheet takes it for a formula. A table that cannot be ended is cut off without the end of its
+    /// transfer, so that no client takes it for a whole one.
     ///
     /// `text/html` is a page for people: the curve of the balance, the operations, and the way to the next page.
     #[oai(

@@ -10,7 +10,7 @@ use crate::domain::{CallerName, Timestamp, UserId};
 use crate::ledger::{Figure, Question};
 use crate::metrics::Statement;
 use crate::operations_log::{OperationName, Outcome, Record};
-use crate::store::{HistoryEntry, HistoryOrder, HistoryQuery, Place, Standing, repeat_read};
+use crate::store::{HistoryEntry, HistoryOrder, HistoryQuery, Place, Standing, StoredPage, repeat_read};
 use crate::telemetry;
 
 /// Which figure is asked for.
@@ -71,6 +71,10 @@ pub struct HistoryPage {
     pub entries: Vec<HistoryEntry>,
     /// Whether there are more beyond the last one.
     pub more: bool,
+    /// How many operations of the user were accepted when it was read; none where only what was known before was asked for.
+    pub version: Option<i64>,
+    /// When the last of the user's operations was stored; none for a user nobody has heard of.
+    pub recorded_at: Option<Timestamp>,
 }
 
 impl HistoryRequest {
@@ -89,10 +93,17 @@ impl HistoryRequest {
     }
 
     /// The page that the answer to [`query`](Self::query) is.
-    pub(super) fn page_of(&self, mut entries: Vec<HistoryEntry>) -> HistoryPage {
+    pub(super) fn page_of(&self, read: StoredPage) -> HistoryPage {
+        let mut entries = read.entries;
         let more = entries.len() > self.limit as usize;
         entries.truncate(self.limit as usize);
-        HistoryPage { entries, more }
+        let is_superseded = self.known_at.is_some_and(|known_at| read.recorded_at > Some(known_at));
+        HistoryPage {
+            entries,
+            more,
+            version: (!is_superseded).then_some(read.version),
+            recorded_at: read.recorded_at,
+        }
     }
 }
 
@@ -180,7 +191,7 @@ impl Service {
     }
 
     /// Reads when it is its turn.
-    pub(super) async fn page(&self, query: &HistoryQuery, deadline: Instant) -> Result<Vec<HistoryEntry>, Unavailable> {
+    pub(super) async fn page(&self, query: &HistoryQuery, deadline: Instant) -> Result<StoredPage, Unavailable> {
         let statement = match query.known_at {
             None => Statement::ReadHistory,
             Some(_) => Statement::ReadKnownHistory,

@@ -19,9 +19,14 @@ use crate::telemetry::{self, RequestContext};
 /// Streams take at most this part of the places for operations; more are answered 503.
 const PART_OF_PLACES: usize = 16;
 
-/// Pages in the order asked for; only the first may be empty. An error is the last item: what was asked for is not all
-/// there.
-pub type HistoryStream = BoxStream<'static, Result<Vec<HistoryEntry>, Unavailable>>;
+/// A history of any length, as it was at one version of the user.
+pub struct HistoryStream {
+    /// The version; none where only what was known before was asked for.
+    pub version: Option<i64>,
+    /// Pages in the order asked for; only the first may be empty. An error is the last item: what was asked for is not all
+    /// there.
+    pub pages: BoxStream<'static, Result<Vec<HistoryEntry>, Unavailable>>,
+}
 
 /// So many histories may be streamed at once.
 pub(super) fn most(operations_in_flight: usize) -> usize {
@@ -44,8 +49,8 @@ struct Streaming {
 
 impl Service {
     /// All of a user's operations from where the request begins, `limit` at a time. The first page is there and the line is
-    /// with the operating system when this returns; the others are read as they are taken. Operations that were there at
-    /// the beginning come exactly once, however many are added meanwhile.
+    /// with the operating system when this returns; the others are read as they are taken. All of them are of what was known
+    /// when the first one was read, however much is added meanwhile.
     ///
     /// # Errors
     ///
@@ -56,16 +61,22 @@ impl Service {
         let page = self.logged_page(request.clone(), is_full).await?;
         let active = || Active::new(self.metrics.ledger.history_streams.clone());
         let place = place.filter(|_| page.more).map(|place| (place, active()));
+        let version = page.version;
+        let request = HistoryRequest {
+            // None of a user of whom there is nothing, and no page either.
+            known_at: request.known_at.or(page.recorded_at),
+            ..request
+        };
         let streaming = Streaming {
             service: Arc::clone(self),
-            // Here all pages could be tied to what was known when the first one was read.
             request,
             read: Some(page),
             taken: 0,
             place,
             cause: telemetry::current(),
         };
-        Ok(stream::unfold(Some(streaming), Streaming::next).boxed())
+        let pages = stream::unfold(Some(streaming), Streaming::next).boxed();
+        Ok(HistoryStream { version, pages })
     }
 
     /// A page after the first: it waits for its turn where a new operation would be refused, since half of an answer is

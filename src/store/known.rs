@@ -11,9 +11,9 @@ use diesel_async::RunQueryDsl;
 use tokio::time::{Instant, timeout_at};
 
 use super::conversion::to_postgres;
-use super::reads::{HistoryRow, ReadingColumns, past_balance, to_entry, to_readings};
+use super::reads::{HistoryRow, ReadingColumns, page_with_head, past_balance, to_page, to_readings};
 use super::statement::statement;
-use super::{HistoryEntry, HistoryOrder, HistoryQuery, Reading, Store, StoreError};
+use super::{HistoryOrder, HistoryQuery, Reading, Store, StoreError, StoredPage};
 use crate::domain::Timestamp;
 
 /// The balance of a user at a moment from the operations recorded until another: the last checkpoint at or before the moment
@@ -123,7 +123,11 @@ macro_rules! known_history_page {
                 size: i64 => BigInt,
                 known_at: PgTimestamp => Timestamptz,
             }
-            => (Timestamptz, BigInt, BigInt, BigInt, Text, SqlUuid, Bool, Timestamptz)
+            => (
+                Nullable<BigInt>, Nullable<Timestamptz>,
+                Nullable<Timestamptz>, Nullable<BigInt>, Nullable<BigInt>, Nullable<BigInt>,
+                Nullable<Text>, Nullable<SqlUuid>, Nullable<Bool>, Nullable<Timestamptz>
+            )
             concat!(r#"
 , question AS MATERIALIZED (
     SELECT asked.*, coalesce(b.recorded_at > asked.known_at, false) AS is_past
@@ -150,7 +154,7 @@ macro_rules! known_history_page {
     SELECT h.* FROM question q CROSS JOIN stretches s CROSS JOIN LATERAL (
         SELECT * FROM changes_history h
         WHERE h.user_id = q.user_id AND "#, $within, r#"
-            AND (h.recorded_at <= q.known_at) IS TRUE
+            AND (NOT q.is_past OR (h.recorded_at <= q.known_at) IS TRUE)
         ORDER BY h."timestamp" "#, $order, r#", h.seq "#, $order, r#" LIMIT q.size) h
     ORDER BY h."timestamp" "#, $order, r#", h.seq "#, $order, r#" LIMIT (SELECT size FROM question))
 , start AS (SELECT p.user_id, p."timestamp", p.seq FROM page p ORDER BY p."timestamp", p.seq LIMIT 1)
@@ -162,11 +166,7 @@ macro_rules! known_history_page {
         WHERE h.user_id = q.user_id AND h."timestamp" = start."timestamp" AND h.seq < start.seq
             AND (NOT q.is_past OR (h.recorded_at <= q.known_at) IS TRUE)), 0) AS balance
     FROM start CROSS JOIN question q)
-SELECT p."timestamp", p.seq, p.balance_change,
-    least(greatest(opening.balance + sum(p.balance_change) OVER (ORDER BY p."timestamp", p.seq),
-        -9223372036854775808), 9223372036854775807)::bigint,
-    p.context, p.operation_id, p.approved, p.recorded_at
-FROM page p CROSS JOIN opening ORDER BY p."timestamp" "#, $order, r#", p.seq "#, $order)
+"#, page_with_head!($order))
         }
     };
 }
@@ -247,7 +247,7 @@ impl Store {
         query: &HistoryQuery,
         known_at: Timestamp,
         deadline: Instant,
-    ) -> Result<Vec<HistoryEntry>, StoreError> {
+    ) -> Result<StoredPage, StoreError> {
         let user_id = query.user_id.as_str();
         let (first, last) = (to_postgres(query.from), to_postgres(query.to));
         let size = i64::from(query.limit);
@@ -283,6 +283,6 @@ impl Store {
             }
         };
         let rows: Vec<HistoryRow> = lease.end(result)?;
-        Ok(rows.into_iter().map(to_entry).collect())
+        Ok(to_page(rows))
     }
 }

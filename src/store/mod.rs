@@ -28,7 +28,7 @@ pub use error::{CommitError, StoreError, repeat_read};
 pub use group::{Group, Reach};
 pub use ledger_store::LedgerStore;
 pub use migrations::{MigrationError, migrate};
-pub use reads::{HistoryEntry, HistoryOrder, HistoryQuery, Place, Reading, Standing, StoreReadiness};
+pub use reads::{HistoryEntry, HistoryOrder, HistoryQuery, Place, Reading, Standing, StoreReadiness, StoredPage};
 pub use recovery::{CLOCKS_APART, StoredByQuery, StoredChange, StoredChanges};
 pub use snapshot::{
     Snapshot, SnapshotError, Stored, StoredCheckpoint, StoredHead, StoredMoment, StoredOperation, StoredPlace,

@@ -118,6 +118,29 @@ figures_statement! {
             GROUP BY last.balance) open ON true"#
 }
 
+/// The rows of `page`, the running sum on top of `opening`, and with each of them the user's version and when it was
+/// recorded; these by themselves where there is no row.
+macro_rules! page_with_head {
+    ($order:literal) => {
+        concat!(
+            r#"
+SELECT head.version, head.recorded_at, p.*
+FROM (SELECT b.version, b.recorded_at FROM asked LEFT JOIN balance b ON b.user_id = asked.user_id) head
+LEFT JOIN (
+    SELECT p."timestamp", p.seq, p.balance_change,
+        least(greatest(opening.balance + sum(p.balance_change) OVER (ORDER BY p."timestamp", p.seq),
+            -9223372036854775808), 9223372036854775807)::bigint,
+        p.context, p.operation_id, p.approved, p.recorded_at
+    FROM page p CROSS JOIN opening) p ON true
+ORDER BY p."timestamp" "#,
+            $order,
+            ", p.seq ",
+            $order
+        )
+    };
+}
+pub(super) use page_with_head;
+
 macro_rules! history_page {
     ($name:ident, $beyond:literal, $order:literal) => {
         statement! {
@@ -132,7 +155,11 @@ macro_rules! history_page {
                 beyond_seq: i64 => BigInt,
                 size: i64 => BigInt,
             }
-            => (Timestamptz, BigInt, BigInt, BigInt, Text, SqlUuid, Bool, Timestamptz)
+            => (
+                Nullable<BigInt>, Nullable<Timestamptz>,
+                Nullable<Timestamptz>, Nullable<BigInt>, Nullable<BigInt>, Nullable<BigInt>,
+                Nullable<Text>, Nullable<SqlUuid>, Nullable<Bool>, Nullable<Timestamptz>
+            )
             concat!(r#"
 , page AS (
     SELECT h.* FROM asked CROSS JOIN LATERAL (
@@ -150,11 +177,7 @@ macro_rules! history_page {
         SELECT k."timestamp", k.balance FROM balance_checkpoints k
         WHERE k.user_id = start.user_id AND k."timestamp" < start."timestamp"
         ORDER BY k."timestamp" DESC LIMIT 1) c ON true)
-SELECT p."timestamp", p.seq, p.balance_change,
-    least(greatest(opening.balance + sum(p.balance_change) OVER (ORDER BY p."timestamp", p.seq),
-        -9223372036854775808), 9223372036854775807)::bigint,
-    p.context, p.operation_id, p.approved, p.recorded_at
-FROM page p CROSS JOIN opening ORDER BY p."timestamp" "#, $order, r#", p.seq "#, $order)
+"#, page_with_head!($order))
         }
     };
 }
@@ -163,11 +186,12 @@ history_page!(OldestFirst, ">", "ASC");
 history_page!(NewestFirst, "<", "DESC");
 
 statement! {
-    /// Whether the service's tables are there, whether this server takes writes, and whether the role has the rights that
+    /// Whether the service's tables are there as the last migration leaves them, whether this server takes writes, and whether the role has the rights that
     /// `env/roles.sql` gives it.
-    struct Readiness<'a> { relation: &'a str => Text, }
+    struct Readiness<'a> { relation: &'a str => Text, latest_column: &'a str => Text, }
     => (Bool, Bool, Bool)
-    "SELECT to_regclass(asked.relation) IS NOT NULL, \
+    "SELECT EXISTS (SELECT FROM pg_attribute a \
+        WHERE a.attrelid = to_regclass(asked.relation) AND a.attname = asked.latest_column AND NOT a.attisdropped), \
      NOT pg_is_in_recovery() AND NOT current_setting('default_transaction_read_only')::boolean, \
      coalesce((SELECT bool_and(has_table_privilege(to_regclass(needed.relation)::oid, needed.privilege)) \
         FROM (VALUES ('balance', 'SELECT'), ('balance', 'INSERT'), ('balance', 'UPDATE'), \
@@ -257,12 +281,23 @@ pub struct HistoryEntry {
     pub recorded_at: Timestamp,
 }
 
+/// Some operations of a user, and how far the user had come when they were read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredPage {
+    /// In the order asked for.
+    pub entries: Vec<HistoryEntry>,
+    /// How many operations of the user were accepted.
+    pub version: i64,
+    /// When the last of them was stored; none for a user nobody has heard of.
+    pub recorded_at: Option<Timestamp>,
+}
+
 /// What `/readyz` wants to know of PostgreSQL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoreReadiness {
     /// Reads and writes work.
     Ready,
-    /// `balance migrate` has not been run.
+    /// `balance migrate` has not been run, or not since the last migration.
     NoSchema,
     /// The role may not read or write all that the service does.
     NoRights,
@@ -289,22 +324,43 @@ pub(super) fn to_readings((amounts, versions, standings): ReadingColumns) -> Vec
     readings.collect()
 }
 
-pub(super) type HistoryRow = (PgTimestamp, i64, i64, i64, String, Uuid, bool, PgTimestamp);
+pub(super) type HistoryRow = (
+    Option<i64>,
+    Option<PgTimestamp>,
+    Option<PgTimestamp>,
+    Option<i64>,
+    Option<i64>,
+    Option<i64>,
+    Option<String>,
+    Option<Uuid>,
+    Option<bool>,
+    Option<PgTimestamp>,
+);
 
-pub(super) fn to_entry(row: HistoryRow) -> HistoryEntry {
-    let (timestamp, seq, balance_change, balance, context, operation_id, approved, recorded_at) = row;
-    HistoryEntry {
-        place: Place {
-            timestamp: from_postgres(timestamp),
-            seq,
-        },
-        balance_change,
-        balance,
-        context,
-        operation_id: OperationId(operation_id),
-        approved,
-        recorded_at: from_postgres(recorded_at),
+pub(super) fn to_page(rows: Vec<HistoryRow>) -> StoredPage {
+    let (version, recorded_at) = rows.as_slice().first().map_or((None, None), |row| (row.0, row.1));
+    StoredPage {
+        entries: rows.into_iter().filter_map(to_entry).collect(),
+        version: version.unwrap_or(0),
+        recorded_at: recorded_at.map(from_postgres),
     }
+}
+
+/// None for a row that tells of the user only.
+fn to_entry(row: HistoryRow) -> Option<HistoryEntry> {
+    let (_, _, timestamp, seq, balance_change, balance, context, operation_id, approved, recorded_at) = row;
+    Some(HistoryEntry {
+        place: Place {
+            timestamp: from_postgres(timestamp?),
+            seq: seq?,
+        },
+        balance_change: balance_change?,
+        balance: balance?,
+        context: context?,
+        operation_id: OperationId(operation_id?),
+        approved: approved?,
+        recorded_at: from_postgres(recorded_at?),
+    })
 }
 
 impl Store {
@@ -353,7 +409,7 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError`] if PostgreSQL gives no answer before `deadline`.
-    pub async fn history(&self, query: &HistoryQuery, deadline: Instant) -> Result<Vec<HistoryEntry>, StoreError> {
+    pub async fn history(&self, query: &HistoryQuery, deadline: Instant) -> Result<StoredPage, StoreError> {
         if let Some(known_at) = query.known_at {
             return self.history_known_at(query, known_at, deadline).await;
         }
@@ -389,7 +445,7 @@ impl Store {
             }
         };
         let rows: Vec<HistoryRow> = lease.end(result)?;
-        Ok(rows.into_iter().map(to_entry).collect())
+        Ok(to_page(rows))
     }
 
     /// Which of these operations of a user, each at its timestamp, are stored, and the place of each.
@@ -430,8 +486,13 @@ impl Store {
     /// [`StoreError`] if PostgreSQL gives no answer before `deadline`.
     pub async fn readiness(&self, deadline: Instant) -> Result<StoreReadiness, StoreError> {
         let mut lease = self.connections.lease(deadline).await?;
-        let relation = "balance_checkpoints";
-        let statement = Readiness { relation }.get_result(lease.connection());
+        // What the last migration brings.
+        let (relation, latest_column) = ("balance_checkpoints", "all_recorded_until");
+        let readiness = Readiness {
+            relation,
+            latest_column,
+        };
+        let statement = readiness.get_result(lease.connection());
         let result = timeout_at(deadline, statement).await;
         let (schema, writable, rights): (bool, bool, bool) = lease.end(result)?;
         Ok(match (schema, writable, rights) {

@@ -43,6 +43,22 @@ async fn every_answer_has_the_users_version_as_its_tag() {
             expected
         );
         assert_eq!(tag(&answer(client.get("/alice/available")).await), expected);
+        for query in ["", "?limit=1", "?from=2100-01-01T00:00:00Z"] {
+            let page = answer(client.get(&format!("/alice/history{query}"))).await;
+            assert_eq!(tag(&page), expected, "{query}");
+        }
+        for form in ["text/csv", "text/html"] {
+            let request = client.get("/alice/history").header("accept", form);
+            assert_eq!(request.send().await.unwrap().headers()["etag"], expected, "{form}");
+        }
+    }
+    assert_eq!(tag(&answer(client.get("/nobody/history")).await), "\"0\"");
+    // What was known before is nothing to rest a change on.
+    for path in ["/alice/history", "/alice/balance"] {
+        let known = answer(client.get(&format!("{path}?knownAt=2020-01-01T00:00:00Z"))).await;
+        assert!(!known.headers.contains_key("etag"), "{path}");
+        let known = answer(client.get(&format!("{path}?knownAt=2200-01-01T00:00:00Z"))).await;
+        assert_eq!(tag(&known), "\"3\"", "{path}");
     }
     // A repeat gets the first answer again, with its tag.
     let first = client.change_with_key(&change("alice", 1, NOON), "k").await.expect(200);

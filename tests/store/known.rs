@@ -85,7 +85,7 @@ async fn what_was_known_costs_the_segments_that_changed_since_however_long_the_h
             known_at: Some(known_at),
         };
         let before = rows_read(&client).await;
-        let page = store.history(&query, soon()).await.unwrap();
+        let page = store.history(&query, soon()).await.unwrap().entries;
         let rows = rows_read(&client).await - before;
         assert_eq!(page.first().map(|entry| entry.balance), first, "{query:?}");
         assert_eq!(page.len(), first.map_or(0, |_| 100), "{query:?}");
@@ -146,7 +146,7 @@ async fn of_a_user_nobody_had_heard_of_nothing_was_known() {
             limit: 10,
             known_at: Some(known_at),
         };
-        let page = store.history(&query, soon()).await.unwrap();
+        let page = store.history(&query, soon()).await.unwrap().entries;
         assert_eq!(page.first().map_or(0, |entry| entry.balance), balance);
     }
 }

@@ -290,7 +290,7 @@ async fn check_history(store: &Store, user_id: &UserId, model: &NaiveModel, page
         };
         let mut read = Vec::new();
         loop {
-            let entries = store.history(&query, soon()).await.unwrap();
+            let entries = store.history(&query, soon()).await.unwrap().entries;
             read.extend(
                 entries
                     .iter()

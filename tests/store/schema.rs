@@ -5,8 +5,15 @@ use tokio_postgres::Client;
 
 use crate::support::postgres::{Role, fresh_database};
 
-const UP: &str = include_str!("../../migrations/2026-01-31-000000_ledger/up.sql");
-const DOWN: &str = include_str!("../../migrations/2026-01-31-000000_ledger/down.sql");
+/// In their order.
+const UP: [&str; 2] = [
+    include_str!("../../migrations/2026-01-31-000000_ledger/up.sql"),
+    include_str!("../../migrations/2026-11-26-000000_recording/up.sql"),
+];
+const DOWN: [&str; 2] = [
+    include_str!("../../migrations/2026-11-26-000000_recording/down.sql"),
+    include_str!("../../migrations/2026-01-31-000000_ledger/down.sql"),
+];
 const SCHEMA: &str = include_str!("../../src/store/schema.rs");
 
 async fn texts(client: &Client, query: &str) -> Vec<String> {
@@ -151,10 +158,10 @@ async fn the_database_itself_refuses_what_must_not_be_stored() {
 async fn down_undoes_up() {
     let client = fresh_database().await.client().await;
     let before = columns(&client).await;
-    client.batch_execute(DOWN).await.unwrap();
+    client.batch_execute(&DOWN.concat()).await.unwrap();
     let left = "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relname NOT LIKE '\\_\\_diesel%'";
     assert_eq!(texts(&client, left).await, [""; 0]);
-    client.batch_execute(UP).await.unwrap();
+    client.batch_execute(&UP.concat()).await.unwrap();
     assert_eq!(columns(&client).await, before);
 }
 
@@ -163,13 +170,13 @@ async fn migrations_are_safe_from_many_replicas_at_once() {
     let database = fresh_database().await;
     let client = database.client().await;
     client
-        .batch_execute(&format!("{DOWN}; DROP TABLE __diesel_schema_migrations"))
+        .batch_execute(&format!("{} DROP TABLE __diesel_schema_migrations", DOWN.concat()))
         .await
         .unwrap();
     let config = database.config_as(Role::Owner, 1);
     let replicas = (0..8).map(|_| migrate(&config));
     let applied: Vec<_> = futures_util::future::join_all(replicas).await;
     let applied: usize = applied.into_iter().map(|applied| applied.unwrap().len()).sum();
-    assert_eq!(applied, 1);
+    assert_eq!(applied, UP.len());
     assert_eq!(migrate(&config).await.unwrap(), [""; 0]);
 }

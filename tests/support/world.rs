@@ -22,7 +22,16 @@ impl World {
     }
 
     pub async fn with(configure: impl FnOnce(ReplicaOptions) -> ReplicaOptions) -> Self {
-        let (database, approver) = (fresh_database().await, TestApprover::start().await);
+        Self::on_with(fresh_database().await, configure).await
+    }
+
+    /// On a database that there is.
+    pub async fn on(database: Database) -> Self {
+        Self::on_with(database, |options| options).await
+    }
+
+    async fn on_with(database: Database, configure: impl FnOnce(ReplicaOptions) -> ReplicaOptions) -> Self {
+        let approver = TestApprover::start().await;
         let options = ReplicaOptions::new(&database.url, &approver.url());
         let replica = configure(options).start().await;
         let client = ServiceClient::new(&replica.url);

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use balance::store::migrate;
 use balance::verify::{Bounds, Finding, Observer, Progress, Summary, Violation};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::task::JoinSet;
 
-use crate::support::client::change;
+use crate::support::client::{answer, change};
 use crate::support::postgres::{Database, Role, WAITING, fresh_database, until};
 use crate::support::world::World;
 use crate::{OPERATIONS, copy, ended, filled, second, start, verify};
@@ -59,6 +60,37 @@ async fn a_ledger_that_the_service_filled_is_right() {
         assert_eq!((summary.users, summary.operations), (32, 2 * OPERATIONS as u64 + 60));
         assert!(summary.checkpoints >= 2 * (OPERATIONS as u64 / 128 - 1), "{summary:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_of_the_schema_before_is_right_when_it_is_migrated_and_tells_what_was_known() {
+    const DOWN: &str = include_str!("../../migrations/2026-11-26-000000_recording/down.sql");
+    let database = filled().await;
+    let sql = database.client().await;
+    let back = format!("{DOWN} DELETE FROM __diesel_schema_migrations WHERE version = '20261126000000'");
+    sql.batch_execute(&back).await.unwrap();
+    let world = World::on(database).await;
+    let unready = answer(world.client.get("/readyz")).await;
+    let unready = unready.expect_problem(503, "not_ready");
+    assert!(unready.detail().contains("balance migrate"), "{}", unready.detail());
+
+    let applied = migrate(&world.database.config_as(Role::Owner, 1)).await.unwrap();
+    assert_eq!(applied.len(), 1);
+    answer(world.client.get("/readyz")).await.expect(200);
+    world.client.change(&change("bob", 5, &second(150))).await.expect(200);
+    // What bob had when half of his operations were recorded, in whatever order.
+    let half = "SELECT to_char(max(recorded_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), \
+        sum(balance_change)::bigint FROM changes_history WHERE user_id = 'bob' AND seq <= 150";
+    let half = sql.query_one(half, &[]).await.unwrap();
+    let (moment, balance): (String, i64) = (half.get(0), half.get(1));
+    let path = format!("/bob/balance?timestamp={}&knownAt={moment}", second(OPERATIONS));
+    assert_eq!(
+        answer(world.client.get(&path)).await.expect(200).body["balance"],
+        balance
+    );
+    let World { database, replica, .. } = world;
+    replica.stop().await;
+    verify(&database, &[]).await.expect_right();
 }
 
 /// What is planted, the user and the second that must be named, and what must be said.

@@ -6,9 +6,9 @@ use std::sync::LazyLock;
 
 use bytes::Bytes;
 use futures_util::future::Either;
-use futures_util::stream::{self, Stream, StreamExt};
+use futures_util::stream::{self, BoxStream, Stream, StreamExt};
 use poem::http::HeaderValue;
-use poem::http::header::{CONTENT_DISPOSITION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LINK};
+use poem::http::header::{CONTENT_DISPOSITION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, LINK};
 use poem::{Body, IntoResponse, Response};
 use poem_openapi::ApiResponse;
 use poem_openapi::payload::Payload;
@@ -19,13 +19,14 @@ use super::disposition::disposition;
 use super::page::{STYLE, StatementPage, render};
 use super::table::{HEADER, rows};
 use crate::domain::UserId;
+use crate::http::conditions::entity_tag;
 use crate::http::connection::BREAK_OFF;
 use crate::http::headers;
 use crate::http::negotiation::Form;
 use crate::http::problem::response_header;
-use crate::http::responses::{Json, Success};
+use crate::http::responses::{Json, Success, etag_header};
 use crate::http::types::History;
-use crate::service::HistoryStream;
+use crate::service::Unavailable;
 use crate::store::HistoryEntry;
 
 /// So many rows are sent at once.
@@ -34,8 +35,16 @@ const ROWS_AT_ONCE: usize = 250;
 /// The page's own style and nothing else.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| headers::policy_of_style(STYLE));
 
+/// A history in one of its forms, and what it is the history of.
+pub struct HistoryAnswer {
+    /// What is sent.
+    pub form: HistoryForm,
+    /// The user's version; none where the answer is not all that was known at it.
+    pub version: Option<i64>,
+}
+
 /// A history in one of its forms.
-pub enum HistoryAnswer {
+pub enum HistoryForm {
     /// A page of it for programs.
     Json(Success<History>),
     /// Rows for spreadsheets, sent as they are read.
@@ -43,7 +52,7 @@ pub enum HistoryAnswer {
         /// Whose.
         user_id: UserId,
         /// The rows.
-        rows: HistoryStream,
+        rows: BoxStream<'static, Result<Vec<HistoryEntry>, Unavailable>>,
         /// The query of the next part, after `?`, where only a part was asked for.
         next: Option<String>,
     },
@@ -51,7 +60,7 @@ pub enum HistoryAnswer {
     Html(String),
 }
 
-impl HistoryAnswer {
+impl HistoryForm {
     /// A page as it is drawn.
     pub fn page(page: &StatementPage<'_>) -> Self {
         Self::Html(render(page))
@@ -60,9 +69,19 @@ impl HistoryAnswer {
 
 impl IntoResponse for HistoryAnswer {
     fn into_response(self) -> Response {
+        let mut response = self.form.into_response();
+        if let Some(version) = self.version {
+            response.headers_mut().insert(ETAG, entity_tag(version));
+        }
+        response
+    }
+}
+
+impl IntoResponse for HistoryForm {
+    fn into_response(self) -> Response {
         match self {
-            HistoryAnswer::Json(history) => history.into_response(),
-            HistoryAnswer::Csv { user_id, rows, next } => {
+            HistoryForm::Json(history) => history.into_response(),
+            HistoryForm::Csv { user_id, rows, next } => {
                 let mut response = Response::builder()
                     .header(CONTENT_TYPE, Form::Csv.media_type())
                     .header(CONTENT_DISPOSITION, disposition(user_id.as_str()))
@@ -75,7 +94,7 @@ impl IntoResponse for HistoryAnswer {
                 }
                 response
             }
-            HistoryAnswer::Html(page) => Response::builder()
+            HistoryForm::Html(page) => Response::builder()
                 .header(CONTENT_TYPE, Form::Html.media_type())
                 .header(CONTENT_SECURITY_POLICY, POLICY.clone())
                 .body(page),
@@ -84,7 +103,9 @@ impl IntoResponse for HistoryAnswer {
 }
 
 /// The bytes of a table. Where its operations end with a failure, so does it, and its connection.
-fn table(operations: HistoryStream) -> impl Stream<Item = io::Result<Bytes>> + Send {
+fn table(
+    operations: BoxStream<'static, Result<Vec<HistoryEntry>, Unavailable>>,
+) -> impl Stream<Item = io::Result<Bytes>> + Send {
     let rows = operations.flat_map(|page| match page {
         Ok(entries) => Either::Left(stream::iter(some_rows_at_once(entries))),
         // Nobody waits for what follows: the connection is gone.
@@ -121,6 +142,7 @@ impl ApiResponse for HistoryAnswer {
                 // Without parameters of the media types, which generators do not know.
                 content: vec![history, text("text/csv"), text("text/html")],
                 headers: vec![
+                    etag_header(),
                     header(
                         CONTENT_DISPOSITION,
                         "With `text/csv`: the name under which it can be kept as a file.",

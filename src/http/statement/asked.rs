@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::stream::{self, StreamExt};
 use url::form_urlencoded::Serializer;
 
-use super::answer::HistoryAnswer;
+use super::answer::{HistoryAnswer, HistoryForm};
 use super::page::StatementPage;
 use crate::http::negotiation::Form;
 use crate::http::parameters::{Cursor, MAX_LIMIT};
@@ -38,28 +38,31 @@ impl Asked {
         if self.is_without_end(form) {
             self.request.limit = MAX_LIMIT;
             let rows = service.stream_history(self.request).await?;
-            return Ok(HistoryAnswer::Csv {
+            let version = rows.version;
+            let form = HistoryForm::Csv {
                 user_id,
-                rows,
+                rows: rows.pages,
                 next: None,
-            });
+            };
+            return Ok(HistoryAnswer { form, version });
         }
         let page = service.history(self.request.clone()).await?;
         let next_cursor = self.cursor_beyond(&page).map(|cursor| cursor.to_text());
         let next = next_cursor.as_ref().map(|cursor| self.query(Some(&cursor.0)));
-        Ok(match form {
-            Form::Json => HistoryAnswer::Json(Success(History {
+        let version = page.version;
+        let form = match form {
+            Form::Json => HistoryForm::Json(Success(History {
                 user_id: UserIdText(user_id.to_string()),
                 operations: page.entries.into_iter().map(Into::into).collect(),
                 known_at: self.request.known_at.map(DateTime::from),
                 next_cursor,
             })),
-            Form::Csv => HistoryAnswer::Csv {
+            Form::Csv => HistoryForm::Csv {
                 user_id,
                 rows: stream::iter([Ok(page.entries)]).boxed(),
                 next,
             },
-            Form::Html => HistoryAnswer::page(&StatementPage {
+            Form::Html => HistoryForm::page(&StatementPage {
                 user_id: user_id.as_str(),
                 entries: &page.entries,
                 oldest_first: self.request.order == HistoryOrder::OldestFirst,
@@ -67,7 +70,8 @@ impl Asked {
                 next: next.as_deref(),
                 first: self.request.beyond.map(|_| self.query(None)).as_deref(),
             }),
-        })
+        };
+        Ok(HistoryAnswer { form, version })
     }
 
     /// Where the next page begins, if there is one.
