@@ -44,7 +44,6 @@ async fn what_was_known_costs_the_segments_that_changed_since_however_long_the_h
     }
     let now = last_recorded(&client, "alice").await;
     client.batch_execute("ANALYZE").await.unwrap();
-    check_stored(&client).await;
 
     // As of when, known when: the balance, and the most rows of the history that are read for it.
     for (second, known_at, balance, most) in [
@@ -91,6 +90,8 @@ async fn what_was_known_costs_the_segments_that_changed_since_however_long_the_h
         assert_eq!(page.len(), first.map_or(0, |_| 100), "{query:?}");
         assert!(rows <= most, "{rows} rows of the history for {query:?}");
     }
+    // It reads much, which would be counted too if it came first.
+    check_stored(&client).await;
 }
 
 #[tokio::test]
