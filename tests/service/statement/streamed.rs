@@ -33,15 +33,15 @@ const AT_WORK: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = cur
 async fn fill(database: &Database, operations: usize) {
     let user_id = "long";
     let fill = format!(
-        "INSERT INTO balance VALUES ('{user_id}', {operations}, {operations}, \
-            timestamptz '2020-01-01 00:00Z' + {operations} * interval '1 second', {operations} % 64);
-        INSERT INTO changes_history (user_id, \"timestamp\", seq, balance_change, balance_after, context, \
+        "INSERT INTO changes_history (user_id, \"timestamp\", seq, balance_change, balance_after, context, \
             operation_id, approved, instance) \
             SELECT '{user_id}', timestamptz '2020-01-01 00:00Z' + n * interval '1 second', n, 1, n, repeat('x', 1000), \
             gen_random_uuid(), false, 'elsewhere' FROM generate_series(1, {operations}) n;
         INSERT INTO balance_checkpoints \
             SELECT '{user_id}', timestamptz '2020-01-01 00:00Z' + n * interval '1 second', n, n - 63, n \
-            FROM generate_series(64, {operations}, 64) n;"
+            FROM generate_series(64, {operations}, 64) n;
+        INSERT INTO balance VALUES ('{user_id}', {operations}, {operations}, \
+            timestamptz '2020-01-01 00:00Z' + {operations} * interval '1 second', {operations} % 64);"
     );
     database.client().await.batch_execute(&fill).await.unwrap();
 }
