@@ -37,7 +37,7 @@ async fn it_is_the_lowest_balance_from_the_moment_on_wherever_the_moment_is() {
     let world = World::start().await;
     let mut random = Random(6);
     // Enough for several checkpoints.
-    let model = fill(&world.client, "alice", 500, &mut random).await;
+    let model = fill(&world.client, "alice", 300, &mut random).await;
     let seconds = (-1..=41).map(|second| micros(NOON) + second * SECOND);
     let ends = ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z"].map(micros);
     for moment in seconds.chain(ends) {

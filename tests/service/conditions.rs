@@ -176,7 +176,7 @@ async fn of_many_changes_at_one_version_one_is_made_whatever_statements_they_sha
 #[tokio::test]
 async fn clients_that_read_and_change_at_what_they_read_lose_no_update() {
     const CLIENTS: usize = 12;
-    const EACH: usize = 10;
+    const EACH: usize = 6;
     let world = World::start().await;
     let (other, second) = world.another().await;
     // Each takes half of what it has read, which is right only if nobody else has taken from it.
