@@ -37,7 +37,7 @@ impl UseCases for Ceiling {
         Ok(FigureAnswer {
             user_id: request.user_id,
             timestamp: request.at.unwrap_or_else(|| Timestamp::from(SystemTime::now())),
-            figure: request.figure,
+            known_at: None,
             amount: BALANCE,
             version: 1,
             standing: Standing::Settled,

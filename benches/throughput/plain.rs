@@ -183,12 +183,12 @@ impl UseCases for Plain {
         let timestamp = at.unwrap_or_else(|| Timestamp::from(SystemTime::now()));
         let amount = match figure {
             Figure::Balance => self.read(&user_id, timestamp, slot).await?,
-            Figure::Available | Figure::BalanceKnownAt(_) => return Err(Unavailable::Internal),
+            Figure::Available => return Err(Unavailable::Internal),
         };
         Ok(FigureAnswer {
             user_id,
             timestamp,
-            figure,
+            known_at: None,
             amount,
             // What it is worth to answer with a version, which this does not read, is in the ceiling too.
             version: 1,

@@ -40,15 +40,16 @@ WITH created AS (
     INSERT INTO balance (user_id, balance, version, latest, since_checkpoint)
     SELECT $1, $3, $2::bigint + 1, $4, $5 WHERE $2::bigint = 0
     ON CONFLICT (user_id) DO NOTHING
-    RETURNING user_id)
+    RETURNING user_id, recorded_at)
 , moved AS (
-    UPDATE balance SET balance = $3, version = $2::bigint + 1, latest = $4, since_checkpoint = $5
+    UPDATE balance SET balance = $3, version = $2::bigint + 1, latest = $4, since_checkpoint = $5,
+        recorded_at = greatest(clock_timestamp(), recorded_at + interval '1 microsecond')
     WHERE user_id = $1 AND version = $2::bigint
-    RETURNING user_id)
+    RETURNING user_id, recorded_at)
 INSERT INTO changes_history (user_id, "timestamp", seq, balance_change, balance_after, context, operation_id, approved,
-    instance)
-SELECT won.user_id, $6, $2::bigint + 1, $7, $8, $9, $10::text::uuid, false, $11
-FROM (SELECT user_id FROM created UNION ALL SELECT user_id FROM moved) won"#;
+    instance, recorded_at)
+SELECT won.user_id, $6, $2::bigint + 1, $7, $8, $9, $10::text::uuid, false, $11, won.recorded_at
+FROM (SELECT * FROM created UNION ALL SELECT * FROM moved) won"#;
 
 /// A user as a statement found it, seen from the moment of a change.
 #[derive(Default)]

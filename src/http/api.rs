@@ -22,6 +22,7 @@ use super::types::{
     Available, Balance, CursorText, DateTime, DryRunText, EntityTagsText, IdempotencyKeyText, LimitText, OrderText,
     Status, UserIdText,
 };
+use crate::domain::Timestamp;
 use crate::metrics::Metrics;
 use crate::service::{ChangeRequest, Figure, FigureAnswer, FigureRequest, HistoryRequest, UseCases};
 use crate::store::{HistoryOrder, Standing, StoreError, StoreReadiness};
@@ -151,6 +152,7 @@ impl<S: UseCases> Api<S> {
         figure: Figure,
         user_id: UserIdText,
         timestamp: Option<DateTime>,
+        known_at: Option<Timestamp>,
     ) -> Result<Deferred<Conditional<T>>, ProblemOf<Reading>> {
         let user_id = parameters::user_id(user_id)?;
         let at = parameters::timestamp("timestamp", timestamp)?;
@@ -159,6 +161,7 @@ impl<S: UseCases> Api<S> {
             user_id,
             figure,
             at,
+            known_at,
             caller: parameters::caller(request),
         };
         let service = Arc::clone(self.service());
@@ -251,6 +254,7 @@ impl<S: UseCases> Api<S> {
         parameters::check_query(request, &["dryRun"])?;
         let idempotency_key = parameters::idempotency_key(request)?;
         let precondition = conditions::if_match(request)?;
+        conditions::no_if_none_match(request)?;
         let dry_run = parameters::dry_run(dry_run.0)?;
         let caller = parameters::caller(request);
         let fields = body.0?;
@@ -299,17 +303,14 @@ impl<S: UseCases> Api<S> {
         #[oai(name = "knownAt")]
         known_at: Query<Option<DateTime>>,
         /// The `ETag` of an answer that the client has: if it is still right, the answer is 304 without a body. Without
-        /// `timestamp` it is not while a change lies in the future.
+        /// `timestamp` it never is after a change that was stamped in the future, until the next change after that moment.
         #[oai(name = "If-None-Match")]
         if_none_match: Header<Option<EntityTagsText>>,
     ) -> Result<Deferred<Conditional<Balance>>, ProblemOf<Reading>> {
         let Header(_) = if_none_match;
         parameters::check_query(request, &["timestamp", "knownAt"])?;
-        let figure = match parameters::timestamp("knownAt", known_at.0)? {
-            None => Figure::Balance,
-            Some(known_at) => Figure::BalanceKnownAt(known_at),
-        };
-        self.figure(request, figure, user_id.0, timestamp.0)
+        let known_at = parameters::timestamp("knownAt", known_at.0)?;
+        self.figure(request, Figure::Balance, user_id.0, timestamp.0, known_at)
     }
 
     /// Read how much can be withdrawn at a moment
@@ -331,13 +332,13 @@ impl<S: UseCases> Api<S> {
         /// When it would be withdrawn: RFC 3339 with an offset or `Z`. Now, if left out.
         timestamp: Query<Option<DateTime>>,
         /// The `ETag` of an answer that the client has: if it is still right, the answer is 304 without a body. Without
-        /// `timestamp` it is not while a change lies in the future.
+        /// `timestamp` it never is after a change that was stamped in the future, until the next change after that moment.
         #[oai(name = "If-None-Match")]
         if_none_match: Header<Option<EntityTagsText>>,
     ) -> Result<Deferred<Conditional<Available>>, ProblemOf<Reading>> {
         let Header(_) = if_none_match;
         parameters::check_query(request, &["timestamp"])?;
-        self.figure(request, Figure::Available, user_id.0, timestamp.0)
+        self.figure(request, Figure::Available, user_id.0, timestamp.0, None)
     }
 
     /// Read the history of a balance

@@ -30,6 +30,16 @@ pub fn if_none_match(request: &Request) -> Result<Option<Known>, Problem> {
     Ok(tags.map(Known))
 }
 
+/// Refuses the header `If-None-Match` on a change: what it was to prevent would happen.
+pub fn no_if_none_match(request: &Request) -> Result<(), Problem> {
+    match request.headers().contains_key(header::IF_NONE_MATCH) {
+        false => Ok(()),
+        true => Err(Problem::invalid(
+            "If-None-Match is not for changes; send If-Match: \"0\" for a change that is to be the user's first.",
+        )),
+    }
+}
+
 /// Answers that a client has.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Known(Tags);

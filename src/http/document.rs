@@ -85,8 +85,13 @@ fn complete(spec: &str) -> String {
         forms[media_type]["example"] = example.into();
     }
     add_links(&mut document);
-    let changed = &mut document["paths"]["/changeBalance"]["post"]["responses"]["200"]["content"];
-    changed["application/json"]["examples"] = changes();
+    for (path, method, examples) in [
+        ("/changeBalance", "post", changes()),
+        ("/{userId}/balance", "get", balances()),
+    ] {
+        let answer = &mut document["paths"][path][method]["responses"]["200"]["content"];
+        answer["application/json"]["examples"] = examples;
+    }
     for path in ["/livez", "/readyz", "/metrics"] {
         document["paths"][path]["get"]["responses"]["400"] = unreadable();
     }
@@ -183,6 +188,21 @@ fn changes() -> Value {
     json!({ "accepted": { "value": operation() }, "dryRun": { "value": tried } })
 }
 
+/// Answers to one question: as it is now, and as it was known before a change of that moment arrived late.
+fn balances() -> Value {
+    let known = json!({
+        "userId": "alice",
+        "timestamp": "2026-01-31T12:00:00Z",
+        "balance": 0,
+        "knownAt": "2026-01-31T12:00:00Z",
+    });
+    json!({ "now": { "value": balance() }, "knownAt": { "value": known } })
+}
+
+fn balance() -> Value {
+    json!({ "userId": "alice", "timestamp": "2026-01-31T12:00:00Z", "balance": 2500 })
+}
+
 fn operation() -> Value {
     json!({
         "operationId": "019c13f2-5a80-7c3a-9d52-6f1d3c1e8a10",
@@ -196,7 +216,6 @@ fn operation() -> Value {
 fn examples() -> [(&'static str, Value); 5] {
     let operation = operation();
     let available = json!({ "userId": "alice", "timestamp": "2026-01-31T12:00:00Z", "available": 1200 });
-    let balance = json!({ "userId": "alice", "timestamp": "2026-01-31T12:00:00Z", "balance": 2500 });
     let history = json!({
         "userId": "alice",
         "operations": [{
@@ -213,7 +232,7 @@ fn examples() -> [(&'static str, Value); 5] {
     let problem = Problem::from(insufficient_funds()).to_json().unwrap_or_default();
     [
         ("Change", operation),
-        ("Balance", balance),
+        ("Balance", balance()),
         ("Available", available),
         ("History", history),
         ("Problem", problem),

@@ -42,7 +42,7 @@ impl Form {
     pub const fn media_type(self) -> &'static str {
         match self {
             Form::Json => "application/json",
-            Form::Csv => "text/csv; charset=utf-8; header=present",
+            Form::Csv => "text/csv; charset=utf-8",
             Form::Html => "text/html; charset=utf-8",
         }
     }

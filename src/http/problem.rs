@@ -88,7 +88,7 @@ impl Code {
             Code::ApproverDenied => "The Approver denied the change",
             Code::InsufficientFunds => "A moment would be negative",
             Code::BalanceLimit => "A moment would exceed the range of a balance",
-            Code::PreconditionFailed => "The user has moved on",
+            Code::PreconditionFailed => "The user is at another version",
             Code::IdempotencyKeyReused => "The idempotency key belongs to another operation",
             Code::DatabaseUnavailable => "The database is not available",
             Code::ApproverUnavailable => "The Approver is not available",

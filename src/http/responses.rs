@@ -155,7 +155,8 @@ impl<T: ToJSON> ApiResponse for Conditional<T> {
 pub fn etag_header() -> MetaHeader {
     response_header(
         header::ETAG,
-        "The user's version: it steps by one with each accepted change.",
+        "The user's version: it steps by one with each accepted change. Of a change, the one that it made, of a repeat too; with \
+         `dryRun`, the one that the verdict rests on.",
         EntityTagText::schema_ref(),
     )
 }

@@ -8,7 +8,7 @@ use poem_openapi::{Enum, Object};
 use serde_json::{Value, json};
 
 use crate::domain::{Context, IdempotencyKey, Timestamp, UserId};
-use crate::service::{self, DryRun, Figure};
+use crate::service::{self, DryRun};
 use crate::store::HistoryEntry;
 
 /// A text whose schema says more than that it is one. Parameters of such a type are taken as they come; the handler
@@ -326,10 +326,7 @@ impl From<service::FigureAnswer> for Balance {
             user_id: UserIdText(answer.user_id.to_string()),
             timestamp: answer.timestamp.into(),
             balance: answer.amount,
-            known_at: match answer.figure {
-                Figure::BalanceKnownAt(known_at) => Some(known_at.into()),
-                Figure::Balance | Figure::Available => None,
-            },
+            known_at: answer.known_at.map(DateTime::from),
         }
     }
 }

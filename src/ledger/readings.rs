@@ -22,9 +22,6 @@ use crate::telemetry::{RequestContext, caused_by, shared_by};
 /// statement to end in a few milliseconds.
 const MAX_TOGETHER: usize = 1_024;
 
-/// The most of those that may take milliseconds each.
-const MAX_KNOWN_TOGETHER: usize = 32;
-
 /// What is asked of a user as of a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Figure {
@@ -32,25 +29,6 @@ pub enum Figure {
     Balance,
     /// The largest withdrawal that would be accepted at the moment: the lowest balance from then on.
     Available,
-    /// The balance as it was known at this moment of recording: without operations that were recorded later.
-    BalanceKnownAt(Timestamp),
-}
-
-/// Which statement reads a figure.
-#[derive(Clone, Copy)]
-enum Kind {
-    Balances,
-    Available,
-    KnownBalances,
-}
-
-impl Kind {
-    fn most_together(self) -> usize {
-        match self {
-            Kind::Balances | Kind::Available => MAX_TOGETHER,
-            Kind::KnownBalances => MAX_KNOWN_TOGETHER,
-        }
-    }
 }
 
 /// Whose figure is asked for, and as of when.
@@ -67,17 +45,10 @@ pub struct Question {
 }
 
 impl Question {
-    fn known_at(&self) -> Option<Timestamp> {
-        match self.figure {
-            Figure::BalanceKnownAt(known_at) => Some(known_at),
-            Figure::Balance | Figure::Available => None,
-        }
-    }
-
     /// The line of the operations log that tells of it and of its answer.
     pub fn record(&self, answer: Result<i64, Unavailable>) -> Record<'_> {
         let (operation, balance, available) = match self.figure {
-            Figure::Balance | Figure::BalanceKnownAt(_) => (OperationName::GetBalance, answer.ok(), None),
+            Figure::Balance => (OperationName::GetBalance, answer.ok(), None),
             Figure::Available => (OperationName::GetAvailable, None, answer.ok()),
         };
         let outcome = match answer {
@@ -88,7 +59,6 @@ impl Question {
             timestamp: Some(self.at),
             balance,
             available,
-            known_at: self.known_at(),
             caller: self.caller.as_ref(),
             ..Record::new(operation, outcome, &self.user_id)
         }
@@ -107,7 +77,6 @@ struct Asked {
 pub(super) struct Readings {
     balances: Queue,
     available: Queue,
-    known_balances: Queue,
 }
 
 /// The way to one figure.
@@ -118,7 +87,7 @@ struct Queue {
 
 /// A task that answers the questions for one figure, a statement at a time. Whichever is free takes all that wait.
 struct Reader<S> {
-    kind: Kind,
+    figure: Figure,
     asked: Arc<Mutex<mpsc::Receiver<Asked>>>,
     store: Arc<S>,
     metrics: Arc<Metrics>,
@@ -127,12 +96,11 @@ struct Reader<S> {
 impl Readings {
     /// Starts the tasks that answer questions; they end when this is dropped.
     pub(super) fn start<S: LedgerStore>(store: &Arc<S>, metrics: &Arc<Metrics>, config: LedgerConfig) -> Self {
-        let queue = |kind, statements| Queue::start(kind, statements, store, metrics, config);
+        let queue = |figure, statements| Queue::start(figure, statements, store, metrics, config);
         Self {
-            balances: queue(Kind::Balances, config.read_statements),
+            balances: queue(Figure::Balance, config.read_statements),
             // Asked for much less often; one statement holds as many as wait.
-            available: queue(Kind::Available, 1),
-            known_balances: queue(Kind::KnownBalances, 1),
+            available: queue(Figure::Available, 1),
         }
     }
 
@@ -140,13 +108,11 @@ impl Readings {
         match figure {
             Figure::Balance => &self.balances,
             Figure::Available => &self.available,
-            Figure::BalanceKnownAt(_) => &self.known_balances,
         }
     }
 
     pub(super) fn waiting(&self) -> usize {
-        let queues = [&self.balances, &self.available, &self.known_balances];
-        queues.iter().map(|queue| queue.backlog.waiting()).sum()
+        self.balances.backlog.waiting() + self.available.backlog.waiting()
     }
 
     pub(super) fn is_full(&self, figure: Figure) -> bool {
@@ -172,7 +138,7 @@ impl Readings {
 
 impl Queue {
     fn start<S: LedgerStore>(
-        kind: Kind,
+        figure: Figure,
         statements: usize,
         store: &Arc<S>,
         metrics: &Arc<Metrics>,
@@ -183,7 +149,7 @@ impl Queue {
         let asked = Arc::new(Mutex::new(asked));
         for _ in 0..statements {
             let reader = Reader {
-                kind,
+                figure,
                 asked: Arc::clone(&asked),
                 store: Arc::clone(store),
                 metrics: Arc::clone(metrics),
@@ -200,7 +166,7 @@ impl<S: LedgerStore> Reader<S> {
         let mut before = 0;
         loop {
             // In a statement of its own: the guard must not live on while the balances are read.
-            let together = take_waiting(&mut *self.asked.lock().await, self.kind.most_together(), before).await;
+            let together = take_waiting(&mut *self.asked.lock().await, MAX_TOGETHER, before).await;
             let Some(together) = together else {
                 return;
             };
@@ -253,28 +219,18 @@ impl<S: LedgerStore> Reader<S> {
         let user_ids: Vec<_> = questions.iter().map(|asked| asked.question.user_id.as_str()).collect();
         let moments: Vec<_> = questions.iter().map(|asked| asked.question.at).collect();
         let statements = &self.metrics.database;
-        match self.kind {
-            Kind::Balances => {
+        match self.figure {
+            Figure::Balance => {
                 let read = || {
                     let reading = self.store.balances_at(&user_ids, &moments, deadline);
                     statements.statement(Statement::ReadBalances, reading)
                 };
                 repeat_read(deadline, read).await
             }
-            Kind::Available => {
+            Figure::Available => {
                 let read = || {
                     let reading = self.store.available_at(&user_ids, &moments, deadline);
                     statements.statement(Statement::ReadAvailable, reading)
-                };
-                repeat_read(deadline, read).await
-            }
-            Kind::KnownBalances => {
-                let known_at = questions.iter().map(|asked| asked.question.known_at());
-                // What is known without a moment of recording is all.
-                let known_at: Vec<_> = known_at.map(|at| at.unwrap_or(Timestamp::MAX)).collect();
-                let read = || {
-                    let reading = self.store.balances_known_at(&user_ids, &moments, &known_at, deadline);
-                    statements.statement(Statement::ReadKnownBalances, reading)
                 };
                 repeat_read(deadline, read).await
             }

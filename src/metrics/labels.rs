@@ -68,7 +68,7 @@ pub enum Statement {
     /// Reads how much could be withdrawn.
     ReadAvailable,
     /// Reads balances as they were known at an earlier moment.
-    ReadKnownBalances,
+    ReadKnownBalance,
     /// Reads users, with what their changes need of the timelines.
     ReadUsers,
     /// Looks for changes whose commit gave no result.
@@ -85,7 +85,7 @@ impl Label for Statement {
     const ALL: &'static [Self] = &[
         Self::ReadBalances,
         Self::ReadAvailable,
-        Self::ReadKnownBalances,
+        Self::ReadKnownBalance,
         Self::ReadUsers,
         Self::FindStored,
         Self::Commit,
@@ -97,7 +97,7 @@ impl Label for Statement {
         match self {
             Statement::ReadBalances => "read_balances",
             Statement::ReadAvailable => "read_available",
-            Statement::ReadKnownBalances => "read_known_balances",
+            Statement::ReadKnownBalance => "read_known_balance",
             Statement::ReadUsers => "read_users",
             Statement::FindStored => "find_stored",
             Statement::Commit => "commit",
@@ -165,6 +165,8 @@ pub enum Queue {
     Changes,
     /// Changes that are only tried, until it is known what would come of them.
     DryRuns,
+    /// Balances and pages of histories as they were known at an earlier moment, until they are read.
+    Known,
     /// Pages of histories, until they are read.
     History,
     /// Places for lines in the operations log, from when an operation begins until the writer takes up its line.
@@ -176,6 +178,7 @@ impl Label for Queue {
         Self::Balances,
         Self::Changes,
         Self::DryRuns,
+        Self::Known,
         Self::History,
         Self::OperationsLog,
     ];
@@ -185,6 +188,7 @@ impl Label for Queue {
             Queue::Balances => "balances",
             Queue::Changes => "changes",
             Queue::DryRuns => "dry_runs",
+            Queue::Known => "known",
             Queue::History => "history",
             Queue::OperationsLog => "operations_log",
         }

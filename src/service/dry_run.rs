@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Admission, Change, ChangeError, DryRun, Service, Unavailable, write_line};
+use super::{Change, ChangeError, DryRun, Service, Unavailable, write_line};
 use crate::ledger::{Answer, Proposal, Recorded, change_record};
 use crate::operations_log::{Outcome, Record};
 use crate::telemetry;
@@ -14,10 +14,7 @@ impl Service {
     ///
     /// Those of the change, but for those that come of storing it.
     pub(super) async fn dry_run(self: &Arc<Self>, proposal: Proposal) -> Result<Change, ChangeError> {
-        let (slot, deadline, place) = match self.admit(self.dry_runs.are_full())? {
-            Admission::Admitted(place) => (place.slot, place.deadline, Some(place.under_way)),
-            Admission::Overloaded { slot, deadline } => (slot, deadline, None),
-        };
+        let (slot, deadline, place) = self.admit(self.dry_runs.are_full())?.into_parts();
         let service = Arc::clone(self);
         let task = tokio::spawn(telemetry::carried(async move {
             let verdict = async { Ok(service.ledger.verdict(&proposal, deadline).await) };
@@ -46,12 +43,11 @@ impl Service {
                 ..record
             };
             write_line(slot, &record, deadline).await.map_err(Unavailable::from)?;
-            let dry_run = match proposal.approved {
-                true => DryRun::NotApproved,
-                false => DryRun::Judged,
-            };
             answer.map(|recorded| Change {
-                dry_run: Some(dry_run),
+                dry_run: Some(match proposal.approved && !recorded.replayed {
+                    true => DryRun::NotApproved,
+                    false => DryRun::Judged,
+                }),
                 ..Change::new(operation, recorded)
             })
         }));

@@ -23,7 +23,7 @@ pub use streams::HistoryStream;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::approver::Approver;
@@ -34,7 +34,7 @@ use crate::metrics::Metrics;
 use crate::operations_log::{LogFailure, LogUnavailable, OperationsLog, Record, Slot};
 use crate::store::{Store, StoreError, StoreReadiness};
 use crate::telemetry;
-use turns::Turns;
+use turns::{SharedTurns, Turns};
 
 /// How long PostgreSQL may take to show that it is ready.
 const READINESS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -50,8 +50,8 @@ pub struct Service {
     under_way: Arc<Semaphore>,
     /// Pages of histories.
     pages: Turns,
-    /// Pages of histories as they were known at an earlier moment.
-    known_pages: Turns,
+    /// Balances and pages of histories as they were known at an earlier moment.
+    known: Turns,
     /// Looks at what would become of changes.
     dry_runs: Turns,
     /// Histories that may be streamed at once.
@@ -140,10 +140,11 @@ impl Service {
         let under_way = Arc::new(Semaphore::new(config.operations_in_flight));
         let store = Arc::new(store);
         let connections = store.most_connections();
-        // All else needs connections too.
-        let pages = Turns::new(connections / 2, ledger.longest_wait);
-        let known_pages = Turns::new(connections / 8, ledger.longest_wait);
-        let dry_runs = Turns::new(connections / 4, ledger.longest_wait);
+        // Together they leave half of the connections to all else.
+        let turns = SharedTurns::new(connections / 2);
+        let pages = turns.of(connections / 2, ledger.longest_wait);
+        let known = turns.of(connections / 8, ledger.longest_wait);
+        let dry_runs = turns.of(connections / 4, ledger.longest_wait);
         let streams = Arc::new(Semaphore::new(streams::most(config.operations_in_flight)));
         Self {
             ledger: Ledger::new(
@@ -162,7 +163,7 @@ impl Service {
             config,
             under_way,
             pages,
-            known_pages,
+            known,
             dry_runs,
             streams,
         }
@@ -215,6 +216,16 @@ enum Admission {
     Admitted(Place),
     /// Too many are under way: it only gets its line and its answer.
     Overloaded { slot: Slot, deadline: Instant },
+}
+
+impl Admission {
+    /// The place for the line, until when there is to be an answer, and what admits the operation, if anything does.
+    fn into_parts(self) -> (Slot, Instant, Option<OwnedSemaphorePermit>) {
+        match self {
+            Admission::Admitted(place) => (place.slot, place.deadline, Some(place.under_way)),
+            Admission::Overloaded { slot, deadline } => (slot, deadline, None),
+        }
+    }
 }
 
 /// Writes an operation's line; the answer waits for it.

@@ -29,7 +29,8 @@ impl Service {
         gauges.set_queue(Queue::Balances, self.ledger.questions_waiting());
         gauges.set_queue(Queue::Changes, self.ledger.changes_waiting());
         gauges.set_queue(Queue::DryRuns, self.dry_runs.waiting());
-        gauges.set_queue(Queue::History, self.pages.waiting() + self.known_pages.waiting());
+        gauges.set_queue(Queue::Known, self.known.waiting());
+        gauges.set_queue(Queue::History, self.pages.waiting());
     }
 
     fn observe_log(&self) {

@@ -10,7 +10,7 @@ use crate::domain::{CallerName, Timestamp, UserId};
 use crate::ledger::{Figure, Question};
 use crate::metrics::Statement;
 use crate::operations_log::{OperationName, Outcome, Record};
-use crate::store::{HistoryEntry, HistoryOrder, HistoryQuery, Place, Standing, StoredPage, repeat_read};
+use crate::store::{HistoryEntry, HistoryOrder, HistoryQuery, Place, Reading, Standing, StoredPage, repeat_read};
 use crate::telemetry;
 
 /// Which figure is asked for.
@@ -22,6 +22,8 @@ pub struct FigureRequest {
     pub figure: Figure,
     /// As of when; if that is left open, now, or of what was known at a moment, then.
     pub at: Option<Timestamp>,
+    /// Of a balance: without operations that were recorded later than this moment; with all of them, if that is left open.
+    pub known_at: Option<Timestamp>,
     /// Who asks, where callers are known.
     pub caller: Option<CallerName>,
 }
@@ -33,9 +35,9 @@ pub struct FigureAnswer {
     pub user_id: UserId,
     /// As of when.
     pub timestamp: Timestamp,
+    /// As it was known when, if that was asked for.
+    pub known_at: Option<Timestamp>,
     /// What was asked for.
-    pub figure: Figure,
-    /// How much that is.
     pub amount: i64,
     /// How many operations of the user were accepted when it was read.
     pub version: i64,
@@ -114,31 +116,29 @@ impl Service {
     ///
     /// [`Unavailable`] says what kept the service from answering.
     pub async fn figure(self: &Arc<Self>, request: FigureRequest) -> Result<FigureAnswer, Unavailable> {
-        let asked_at = match (request.at, request.figure) {
-            (None, Figure::BalanceKnownAt(known_at)) => Some(known_at),
-            (at, _) => at,
-        };
-        let timestamp = asked_at.unwrap_or_else(now);
+        let timestamp = request.at.or(request.known_at).unwrap_or_else(now);
         let question = Question {
             user_id: request.user_id,
             figure: request.figure,
             at: timestamp,
             caller: request.caller,
         };
-        let figure = question.figure;
-        match self.admit(self.ledger.is_full_of_questions(figure))? {
+        if let Some(known_at) = request.known_at {
+            return self.known_balance(question, known_at).await;
+        }
+        match self.admit(self.ledger.is_full_of_questions(question.figure))? {
             Admission::Admitted(place) => {
                 let (user_id, reading) = self.ledger.read(question, place).await?;
                 Ok(FigureAnswer {
                     user_id,
                     timestamp,
-                    figure,
+                    known_at: None,
                     amount: reading.amount,
                     version: reading.version,
-                    standing: match (asked_at, reading.standing) {
-                        (None, standing) | (Some(_), standing @ Standing::Superseded) => standing,
+                    standing: match request.at {
                         // Time passes, and the moment that was asked about stays.
-                        (Some(_), Standing::Settled | Standing::FallsDue | Standing::Behind) => Standing::Settled,
+                        Some(_) => Standing::Settled,
+                        None => reading.standing,
                     },
                 })
             }
@@ -160,22 +160,66 @@ impl Service {
         self.logged_page(request, is_full).await
     }
 
+    /// A balance as it was known at a moment of recording.
+    async fn known_balance(
+        self: &Arc<Self>,
+        question: Question,
+        known_at: Timestamp,
+    ) -> Result<FigureAnswer, Unavailable> {
+        let (slot, deadline, place) = self.admit(self.known.are_full())?.into_parts();
+        let service = Arc::clone(self);
+        let task = tokio::spawn(telemetry::carried(async move {
+            let reading = match place {
+                Some(_) => service.read_known(&question, known_at, deadline).await,
+                None => Err(Unavailable::Overloaded),
+            };
+            let record = Record {
+                known_at: Some(known_at),
+                ..question.record(reading.map(|reading| reading.amount))
+            };
+            write_line(slot, &record, deadline).await?;
+            let reading = reading?;
+            Ok(FigureAnswer {
+                user_id: question.user_id,
+                timestamp: question.at,
+                known_at: Some(known_at),
+                amount: reading.amount,
+                version: reading.version,
+                standing: reading.standing,
+            })
+        }));
+        task.await.unwrap_or(Err(Unavailable::Internal))
+    }
+
+    /// Reads when it is its turn.
+    async fn read_known(
+        &self,
+        question: &Question,
+        known_at: Timestamp,
+        deadline: Instant,
+    ) -> Result<Reading, Unavailable> {
+        let (user_id, at, known_at) = ([question.user_id.as_str()], [question.at], [known_at]);
+        let reading = repeat_read(deadline, || {
+            let reading = self.store.balances_known_at(&user_id, &at, &known_at, deadline);
+            self.metrics.database.statement(Statement::ReadKnownBalance, reading)
+        });
+        let reading = async { reading.await?.into_iter().next().ok_or(Unavailable::Internal) };
+        self.known.take(deadline, reading).await
+    }
+
     /// A page, when its line is written.
     pub(super) async fn logged_page(
         self: &Arc<Self>,
         request: HistoryRequest,
         is_full: bool,
     ) -> Result<HistoryPage, Unavailable> {
-        let (slot, deadline, place) = match self.admit(is_full)? {
-            Admission::Admitted(place) => (place.slot, place.deadline, Some(place.under_way)),
-            Admission::Overloaded { slot, deadline } => (slot, deadline, None),
-        };
+        let (slot, deadline, place) = self.admit(is_full)?.into_parts();
         let service = Arc::clone(self);
         let task = tokio::spawn(telemetry::carried(async move {
             let timestamp = request.to.unwrap_or_else(now);
             let query = request.query();
             let entries = match place {
-                Some(_) => service.page(&query, deadline).await,
+                Some(_) => service.page(&query, service.turns_of(query.known_at), deadline).await,
                 None => Err(Unavailable::Overloaded),
             };
             let failure = entries.as_ref().err().copied();
@@ -191,7 +235,12 @@ impl Service {
     }
 
     /// Reads when it is its turn.
-    pub(super) async fn page(&self, query: &HistoryQuery, deadline: Instant) -> Result<StoredPage, Unavailable> {
+    pub(super) async fn page(
+        &self,
+        query: &HistoryQuery,
+        turns: &Turns,
+        deadline: Instant,
+    ) -> Result<StoredPage, Unavailable> {
         let statement = match query.known_at {
             None => Statement::ReadHistory,
             Some(_) => Statement::ReadKnownHistory,
@@ -201,14 +250,14 @@ impl Service {
             self.metrics.database.statement(statement, reading)
         });
         let reading = async { reading.await.map_err(Unavailable::from) };
-        self.turns_of(query.known_at).take(deadline, reading).await
+        turns.take(deadline, reading).await
     }
 
-    /// Pages of what was known at an earlier moment take longer, and do not hold up the others.
+    /// What was known at an earlier moment takes longer to read, and does not hold up the rest.
     pub(super) fn turns_of(&self, known_at: Option<Timestamp>) -> &Turns {
         match known_at {
             None => &self.pages,
-            Some(_) => &self.known_pages,
+            Some(_) => &self.known,
         }
     }
 }

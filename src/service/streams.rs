@@ -17,7 +17,10 @@ use crate::store::HistoryEntry;
 use crate::telemetry::{self, RequestContext};
 
 /// Streams take at most this part of the places for operations; more are answered 503.
-const PART_OF_PLACES: usize = 16;
+const PART_OF_PLACES: usize = 64;
+
+/// So many operations are read at once: 4 MB of them at most, of which a stream that waits for its client holds one page.
+const PAGE: u32 = 250;
 
 /// A history of any length, as it was at one version of the user.
 pub struct HistoryStream {
@@ -42,13 +45,15 @@ struct Streaming {
     read: Option<HistoryPage>,
     /// How many operations were taken.
     taken: usize,
+    /// Whether what was known at an earlier moment was asked for, and not only is what all pages are tied to.
+    is_known: bool,
     /// Held while there is more to read.
     place: Option<(OwnedSemaphorePermit, Active<IntGauge>)>,
     cause: Option<Arc<RequestContext>>,
 }
 
 impl Service {
-    /// All of a user's operations from where the request begins, `limit` at a time. The first page is there and the line is
+    /// All of a user's operations from where the request begins, whatever its limit is. The first page is there and the line is
     /// with the operating system when this returns; the others are read as they are taken. All of them are of what was known
     /// when the first one was read, however much is added meanwhile.
     ///
@@ -56,15 +61,17 @@ impl Service {
     ///
     /// [`Unavailable`] says what kept the service from reading the first page, or from having one stream more.
     pub async fn stream_history(self: &Arc<Self>, request: HistoryRequest) -> Result<HistoryStream, Unavailable> {
+        let request = HistoryRequest { limit: PAGE, ..request };
         let place = Arc::clone(&self.streams).try_acquire_owned().ok();
         let is_full = place.is_none() || self.turns_of(request.known_at).are_full();
         let page = self.logged_page(request.clone(), is_full).await?;
         let active = || Active::new(self.metrics.ledger.history_streams.clone());
         let place = place.filter(|_| page.more).map(|place| (place, active()));
         let version = page.version;
+        let is_known = request.known_at.is_some();
         let request = HistoryRequest {
-            // None of a user of whom there is nothing, and no page either.
-            known_at: request.known_at.or(page.recorded_at),
+            // The earlier of the two; none of a user of whom there is nothing, and no page either.
+            known_at: request.known_at.into_iter().chain(page.recorded_at).min(),
             ..request
         };
         let streaming = Streaming {
@@ -72,6 +79,7 @@ impl Service {
             request,
             read: Some(page),
             taken: 0,
+            is_known,
             place,
             cause: telemetry::current(),
         };
@@ -81,7 +89,11 @@ impl Service {
 
     /// A page after the first: it waits for its turn where a new operation would be refused, since half of an answer is
     /// worth less than none.
-    async fn later_page(self: &Arc<Self>, request: &HistoryRequest) -> Result<HistoryPage, Unavailable> {
+    async fn later_page(
+        self: &Arc<Self>,
+        request: &HistoryRequest,
+        is_known: bool,
+    ) -> Result<HistoryPage, Unavailable> {
         let deadline = Instant::now() + self.config.operation_timeout;
         let (service, request) = (Arc::clone(self), request.clone());
         // To its end, even if the client hangs up: a statement that is dropped leaves its connection in doubt.
@@ -91,7 +103,8 @@ impl Service {
             let Ok(Ok(_place)) = place else {
                 return Err(Unavailable::Overloaded);
             };
-            let entries = service.page(&request.query(), deadline).await?;
+            let turns = if is_known { &service.known } else { &service.pages };
+            let entries = service.page(&request.query(), turns, deadline).await?;
             Ok(request.page_of(entries))
         }));
         task.await.unwrap_or(Err(Unavailable::Internal))
@@ -121,7 +134,7 @@ impl Streaming {
     }
 
     async fn read(&self) -> Result<HistoryPage, Unavailable> {
-        let reading = self.service.later_page(&self.request);
+        let reading = self.service.later_page(&self.request, self.is_known);
         match &self.cause {
             Some(cause) => telemetry::scope(Arc::clone(cause), reading).await,
             None => reading.await,

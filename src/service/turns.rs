@@ -12,21 +12,33 @@ use tokio::time::{Instant, timeout_at};
 use super::Unavailable;
 use crate::ledger::Backlog;
 
+/// What several kinds of work have together.
+pub(super) struct SharedTurns(Arc<Semaphore>);
+
 /// Turns for one kind of work.
 pub(super) struct Turns {
-    at_work: Semaphore,
+    of_kind: Semaphore,
+    of_all: Arc<Semaphore>,
     backlog: Arc<Backlog>,
 }
 
-impl Turns {
-    /// `at_once` at once, at least 1; nothing is to wait for longer than `longest_wait`.
-    pub(super) fn new(at_once: usize, longest_wait: Duration) -> Self {
-        Self {
-            at_work: Semaphore::new(at_once.max(1)),
+impl SharedTurns {
+    /// `at_once` of all kinds at once, at least 1.
+    pub(super) fn new(at_once: usize) -> Self {
+        Self(Arc::new(Semaphore::new(at_once.max(1))))
+    }
+
+    /// Turns for a kind of work: of these `at_once` at once, at least 1; none is to wait for longer than `longest_wait`.
+    pub(super) fn of(&self, at_once: usize, longest_wait: Duration) -> Turns {
+        Turns {
+            of_kind: Semaphore::new(at_once.max(1)),
+            of_all: Arc::clone(&self.0),
             backlog: Backlog::new(longest_wait),
         }
     }
+}
 
+impl Turns {
     /// Whether one more would wait for too long.
     pub(super) fn are_full(&self) -> bool {
         self.backlog.is_full()
@@ -49,7 +61,9 @@ impl Turns {
         work: impl Future<Output = Result<T, Unavailable>>,
     ) -> Result<T, Unavailable> {
         let waiting = self.backlog.enter();
-        let done = match timeout_at(deadline, self.at_work.acquire()).await {
+        // First that of the kind: whoever waits for it takes nothing from other kinds.
+        let turn = async { (self.of_kind.acquire().await, self.of_all.acquire().await) };
+        let done = match timeout_at(deadline, turn).await {
             Ok(_turn) => AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| {
                 tracing::error!("a statement of one operation was not carried to its end");
                 Err(Unavailable::Internal)

@@ -1,7 +1,8 @@
 //! What was known at an earlier moment of recording: balances and the history from the operations recorded until then.
 //!
 //! A user's moments of recording go up from commit to commit, so these operations are what the user had at one version, and
-//! what was known at a moment that has passed never changes. There is no index by them. Checkpoints keep bounds instead: a
+//! what was known at a moment of a recording that can be seen never changes. A moment is taken before the commit that it
+//! belongs to can be seen: between the two, what was known then is not all there yet. There is no index by them. Checkpoints keep bounds instead: a
 //! segment all of which was recorded by then counts whole, one of which nothing was counts not at all, and only the rows of
 //! those in between are read. Up to a checkpoint before which nothing was recorded later, all counts as it is now.
 
@@ -11,7 +12,8 @@ use diesel_async::RunQueryDsl;
 use tokio::time::{Instant, timeout_at};
 
 use super::conversion::to_postgres;
-use super::reads::{HistoryRow, ReadingColumns, page_with_head, past_balance, to_page, to_readings};
+use super::history::{HistoryRow, load_page, page_with_head, to_page};
+use super::reads::{ReadingColumns, past_balance, to_readings};
 use super::statement::statement;
 use super::{HistoryOrder, HistoryQuery, Reading, Store, StoreError, StoredPage};
 use crate::domain::Timestamp;
@@ -215,8 +217,8 @@ known_history_page!(KnownNewestFirst, "DESC",
 );
 
 impl Store {
-    /// The balances of users, each as of a moment and as it was known at another, in the order asked: all operations stamped
-    /// at or before the one and recorded at or before the other. 0 for a user nobody had heard of.
+    /// The balance of a user as of a moment and as it was known at another: all operations stamped at or before the one and
+    /// recorded at or before the other. 0 for a user nobody had heard of.
     ///
     /// # Errors
     ///
@@ -248,40 +250,9 @@ impl Store {
         known_at: Timestamp,
         deadline: Instant,
     ) -> Result<StoredPage, StoreError> {
-        let user_id = query.user_id.as_str();
-        let (first, last) = (to_postgres(query.from), to_postgres(query.to));
-        let size = i64::from(query.limit);
         let known_at = to_postgres(known_at);
-        let beyond = query.beyond.map(|place| (to_postgres(place.timestamp), place.seq));
         let mut lease = self.connections.lease(deadline).await?;
-        let result = match query.order {
-            HistoryOrder::OldestFirst => {
-                let (beyond, beyond_seq) = beyond.unwrap_or((first, 0));
-                let page = KnownOldestFirst {
-                    user_id,
-                    first,
-                    last,
-                    beyond,
-                    beyond_seq,
-                    size,
-                    known_at,
-                };
-                timeout_at(deadline, page.load(lease.connection())).await
-            }
-            HistoryOrder::NewestFirst => {
-                let (beyond, beyond_seq) = beyond.unwrap_or((last, i64::MAX));
-                let page = KnownNewestFirst {
-                    user_id,
-                    first,
-                    last,
-                    beyond,
-                    beyond_seq,
-                    size,
-                    known_at,
-                };
-                timeout_at(deadline, page.load(lease.connection())).await
-            }
-        };
+        let result = load_page!(query, lease, deadline, KnownOldestFirst, KnownNewestFirst, known_at);
         let rows: Vec<HistoryRow> = lease.end(result)?;
         Ok(to_page(rows))
     }

@@ -48,15 +48,6 @@ pub trait LedgerStore: Send + Sync + 'static {
         moments: &[Timestamp],
         deadline: Instant,
     ) -> impl Future<Output = Result<Vec<Reading>, StoreError>> + Send;
-
-    /// See [`Store::balances_known_at`].
-    fn balances_known_at(
-        &self,
-        user_ids: &[&str],
-        moments: &[Timestamp],
-        known_at: &[Timestamp],
-        deadline: Instant,
-    ) -> impl Future<Output = Result<Vec<Reading>, StoreError>> + Send;
 }
 
 impl LedgerStore for Store {
@@ -103,15 +94,5 @@ impl LedgerStore for Store {
         deadline: Instant,
     ) -> Result<Vec<Reading>, StoreError> {
         self.available_at(user_ids, moments, deadline).await
-    }
-
-    async fn balances_known_at(
-        &self,
-        user_ids: &[&str],
-        moments: &[Timestamp],
-        known_at: &[Timestamp],
-        deadline: Instant,
-    ) -> Result<Vec<Reading>, StoreError> {
-        self.balances_known_at(user_ids, moments, known_at, deadline).await
     }
 }

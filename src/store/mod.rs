@@ -13,6 +13,7 @@ mod error;
 #[cfg(test)]
 pub(crate) mod fake;
 mod group;
+mod history;
 mod known;
 mod ledger_store;
 mod migrations;
@@ -26,9 +27,10 @@ mod statement;
 pub use commit::{CommitOutcome, Commitment, GroupCommit};
 pub use error::{CommitError, StoreError, repeat_read};
 pub use group::{Group, Reach};
+pub use history::{HistoryEntry, HistoryOrder, HistoryQuery, Place, StoredPage};
 pub use ledger_store::LedgerStore;
 pub use migrations::{MigrationError, migrate};
-pub use reads::{HistoryEntry, HistoryOrder, HistoryQuery, Place, Reading, Standing, StoreReadiness, StoredPage};
+pub use reads::{Reading, Standing, StoreReadiness};
 pub use recovery::{CLOCKS_APART, StoredByQuery, StoredChange, StoredChanges};
 pub use snapshot::{
     Snapshot, SnapshotError, Stored, StoredCheckpoint, StoredHead, StoredMoment, StoredOperation, StoredPlace,

@@ -104,6 +104,10 @@ async fn a_change_is_made_only_at_a_version_that_it_names() {
         let refused = refused.expect_problem(400, "invalid_request");
         assert!(refused.detail().starts_with("If-Match "), "{}", refused.detail());
     }
+    let request = client.post_body(change("alice", -1, NOON).to_string());
+    let refused = answer(request.header("if-none-match", "*")).await;
+    let refused = refused.expect_problem(400, "invalid_request");
+    assert!(refused.detail().contains("If-Match: \"0\""), "{}", refused.detail());
     assert_eq!(world.stored().await, before);
     assert_eq!(
         tag(&change_if(client, "alice", -1, "\"9\", \"3\"").await.expect(200)),
@@ -271,7 +275,7 @@ async fn a_client_that_has_the_answer_of_the_version_is_spared_it() {
 async fn what_falls_due_without_a_step_of_the_version_is_never_kept_from_a_client() {
     let world = World::start().await;
     world.deposit("alice", 100).await;
-    let soon = SystemTime::now() + Duration::from_millis(1_500);
+    let soon = SystemTime::now() + Duration::from_secs(4);
     let soon = soon.duration_since(SystemTime::UNIX_EPOCH).unwrap();
     let soon = rfc3339(i64::try_from(soon.as_micros()).unwrap());
     let made = world.client.change(&change("alice", 50, &soon)).await.expect(200);

@@ -109,6 +109,14 @@ async fn a_key_that_is_known_gives_the_first_answer_and_one_that_is_not_stays_un
         (&again.body["balance"], &again.body["dryRun"]),
         (&json!(10), &json!(true))
     );
+    // Of a big one that was approved, nobody would be asked again.
+    let big = change("bob", 200_000, NOON);
+    world.client.change_with_key(&big, "k").await.expect(200);
+    let again = try_change(&world.client, &big, &key).await.expect(200);
+    assert_eq!(
+        (&again.body["dryRun"], again.body.get("approval")),
+        (&json!(true), None)
+    );
     let reused = try_change(&world.client, &change("alice", 11, NOON), &key).await;
     reused.expect_problem(422, "idempotency_key_reused");
 }

@@ -1,7 +1,6 @@
 //! The answer to a request for a history, in the form that the client wants.
 
 use std::io;
-use std::iter;
 use std::sync::LazyLock;
 
 use bytes::Bytes;
@@ -28,9 +27,6 @@ use crate::http::responses::{Json, Success, etag_header};
 use crate::http::types::History;
 use crate::service::Unavailable;
 use crate::store::HistoryEntry;
-
-/// So many rows are sent at once.
-const ROWS_AT_ONCE: usize = 250;
 
 /// The page's own style and nothing else.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| headers::policy_of_style(STYLE));
@@ -107,20 +103,12 @@ fn table(
     operations: BoxStream<'static, Result<Vec<HistoryEntry>, Unavailable>>,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send {
     let rows = operations.flat_map(|page| match page {
-        Ok(entries) => Either::Left(stream::iter(some_rows_at_once(entries))),
+        Ok(entries) => Either::Left(stream::iter([Bytes::from(rows(&entries))])),
         // Nobody waits for what follows: the connection is gone.
         Err(_) => Either::Right(stream::iter([BREAK_OFF.clone()]).chain(stream::pending())),
     });
     let header = stream::iter([Bytes::from_static(HEADER.as_bytes())]);
     header.chain(rows).map(Ok)
-}
-
-fn some_rows_at_once(entries: Vec<HistoryEntry>) -> impl Iterator<Item = Bytes> + Send {
-    let mut entries = entries.into_iter();
-    iter::from_fn(move || {
-        let some: Vec<_> = entries.by_ref().take(ROWS_AT_ONCE).collect();
-        (!some.is_empty()).then(|| Bytes::from(rows(&some)))
-    })
 }
 
 impl ApiResponse for HistoryAnswer {

@@ -8,7 +8,7 @@ use url::form_urlencoded::Serializer;
 use super::answer::{HistoryAnswer, HistoryForm};
 use super::page::StatementPage;
 use crate::http::negotiation::Form;
-use crate::http::parameters::{Cursor, MAX_LIMIT};
+use crate::http::parameters::Cursor;
 use crate::http::responses::Success;
 use crate::http::types::{DateTime, History, UserIdText};
 use crate::service::{HistoryPage, HistoryRequest, Unavailable, UseCases};
@@ -33,10 +33,9 @@ impl Asked {
     /// # Errors
     ///
     /// [`Unavailable`] says what kept the service from answering.
-    pub async fn answer<S: UseCases>(mut self, service: &Arc<S>, form: Form) -> Result<HistoryAnswer, Unavailable> {
+    pub async fn answer<S: UseCases>(self, service: &Arc<S>, form: Form) -> Result<HistoryAnswer, Unavailable> {
         let user_id = self.request.user_id.clone();
         if self.is_without_end(form) {
-            self.request.limit = MAX_LIMIT;
             let rows = service.stream_history(self.request).await?;
             let version = rows.version;
             let form = HistoryForm::Csv {

@@ -166,8 +166,8 @@ fn row(entry: &HistoryEntry) -> Markup {
                 bdi { (entry.context) }
                 @if entry.approved { " " span.approved { "approved" } }
             }
-            td class=(kind) role="cell" { (signed(change)) }
-            td.number.balance role="cell" { (grouped(entry.balance.into())) }
+            td class=(kind) role="cell" { data value=(change) { (signed(change)) } }
+            td.number.balance role="cell" { data value=(entry.balance) { (grouped(entry.balance.into())) } }
         }
     }
 }

@@ -152,10 +152,6 @@ pub(super) fn all(schedule: &Schedule, store: &FakeStore, replicas: &[Replica], 
                 let amount = match figure {
                     Figure::Balance => model.balance_at(*at),
                     Figure::Available => model.available_at(*at).into(),
-                    Figure::BalanceKnownAt(known_at) => {
-                        let known = usize::try_from(known_at.unix_microseconds()).unwrap();
-                        user.models[known.min(version)].balance_at(*at)
-                    }
                 };
                 assert_eq!(amount, i128::from(reading.amount), "never so: {exchange:?}");
             }
@@ -320,9 +316,6 @@ fn expected(exchange: &Exchange) -> Option<String> {
             Some(match figure {
                 Figure::Balance => format!("getBalance {outcome} {user_id} {at}    {amount}  "),
                 Figure::Available => format!("getAvailable {outcome} {user_id} {at}     {amount} "),
-                Figure::BalanceKnownAt(known_at) => {
-                    format!("getBalance {outcome} {user_id} {at}    {amount}   known at {known_at}")
-                }
             })
         }
         (What::Change(_), Given::Read(_)) | (What::Read { .. }, Given::Change(_)) => unreachable!("another answer"),
@@ -375,8 +368,7 @@ fn told(line: &Value) -> String {
         "shortfall",
     ];
     let recovered = if line["recovered"] == true { " recovered" } else { "" };
-    let known_at = line["knownAt"].as_str().map(|known_at| format!(" known at {known_at}"));
-    names.map(field).join(" ") + &known_at.unwrap_or_default() + recovered
+    names.map(field).join(" ") + recovered
 }
 
 impl std::fmt::Debug for Exchange {

@@ -205,15 +205,7 @@ impl Schedule {
             replica: self.random.random_range(0..self.replicas),
             what: What::Read {
                 user_id: self.users[self.random.random_range(0..self.users.len())].clone(),
-                figure: match self.random.random_range(0..3) {
-                    0 => Figure::Balance,
-                    1 => Figure::Available,
-                    // The store in memory records operations at their numbers.
-                    _ => {
-                        let known = Timestamp::from_unix_microseconds(self.random.random_range(0..20));
-                        Figure::BalanceKnownAt(known.unwrap())
-                    }
-                },
+                figure: [Figure::Balance, Figure::Available][self.random.random_range(0..2)],
                 at: moment(self.random.random_range(-1..=MOMENTS)),
             },
             verdict_takes: None,

@@ -367,32 +367,6 @@ impl LedgerStore for FakeStore {
         };
         self.read(deadline, find).await
     }
-
-    /// Operations are recorded as many microseconds after 1970 as their number says.
-    async fn balances_known_at(
-        &self,
-        user_ids: &[&str],
-        moments: &[Timestamp],
-        known_at: &[Timestamp],
-        deadline: Instant,
-    ) -> Result<Vec<Reading>, StoreError> {
-        let find = |database: &Database| {
-            let asked = user_ids.iter().zip(moments).zip(known_at);
-            let readings = asked.map(|((user_id, at), known_at)| {
-                let (version, known) = (database.version(user_id), known_at.unix_microseconds());
-                Reading {
-                    amount: database.balance_known_at(user_id, *at, known),
-                    version,
-                    standing: match version <= known {
-                        true => Standing::Settled,
-                        false => Standing::Superseded,
-                    },
-                }
-            });
-            readings.collect()
-        };
-        self.read(deadline, find).await
-    }
 }
 
 impl Write {
@@ -510,32 +484,5 @@ impl Database {
             seq: user.head.version,
             balance_after,
         });
-    }
-
-    fn user(&self, user_id: &str) -> Option<&StoredUser> {
-        let user = self.users.iter().find(|(id, _)| id.as_str() == user_id);
-        user.map(|(_, user)| user)
-    }
-
-    fn version(&self, user_id: &str) -> i64 {
-        self.user(user_id).map_or(0, |user| user.head.version)
-    }
-
-    fn available_at(&self, user_id: &str, at: Timestamp) -> i64 {
-        let history = self.user(user_id).into_iter().flat_map(|user| &user.history);
-        let moments = history.map(|row| row.operation.timestamp).filter(|own| *own > at);
-        let balances = moments.chain([at]).map(|moment| self.balance_at(user_id, moment));
-        balances.min().unwrap_or(0)
-    }
-
-    fn balance_at(&self, user_id: &str, at: Timestamp) -> i64 {
-        self.balance_known_at(user_id, at, i64::MAX)
-    }
-
-    fn balance_known_at(&self, user_id: &str, at: Timestamp, last_seq: i64) -> i64 {
-        let history = self.user(user_id).into_iter().flat_map(|user| &user.history);
-        let counted = history.filter(|row| row.operation.timestamp <= at && row.seq <= last_seq);
-        // The whole sum fits, and wrapping gives it whatever a part of it comes to.
-        counted.fold(0, |sum, row| sum.wrapping_add(row.operation.balance_change))
     }
 }

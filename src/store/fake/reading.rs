@@ -65,6 +65,33 @@ impl Database {
         }
         state
     }
+
+    fn user(&self, user_id: &str) -> Option<&StoredUser> {
+        let user = self.users.iter().find(|(id, _)| id.as_str() == user_id);
+        user.map(|(_, user)| user)
+    }
+
+    pub(super) fn version(&self, user_id: &str) -> i64 {
+        self.user(user_id).map_or(0, |user| user.head.version)
+    }
+
+    pub(super) fn available_at(&self, user_id: &str, at: Timestamp) -> i64 {
+        let history = self.user(user_id).into_iter().flat_map(|user| &user.history);
+        let moments = history.map(|row| row.operation.timestamp).filter(|own| *own > at);
+        let balances = moments.chain([at]).map(|moment| self.balance_at(user_id, moment));
+        balances.min().unwrap_or(0)
+    }
+
+    pub(super) fn balance_at(&self, user_id: &str, at: Timestamp) -> i64 {
+        self.balance_known_at(user_id, at, i64::MAX)
+    }
+
+    fn balance_known_at(&self, user_id: &str, at: Timestamp, last_seq: i64) -> i64 {
+        let history = self.user(user_id).into_iter().flat_map(|user| &user.history);
+        let counted = history.filter(|row| row.operation.timestamp <= at && row.seq <= last_seq);
+        // The whole sum fits, and wrapping gives it whatever a part of it comes to.
+        counted.fold(0, |sum, row| sum.wrapping_add(row.operation.balance_change))
+    }
 }
 
 impl StoredUser {

@@ -149,9 +149,10 @@ impl<'a> Line<'a> {
         };
         let is_tried = self.check_dry_run(is_change)?;
         let outcome = self.outcome.as_ref();
-        let tells_of_storing = matches!(outcome, "accepted" | "outcome_unknown");
+        // What needs the Approver or a commit.
+        let is_of_changes_only = matches!(outcome, "approver_denied" | "outcome_unknown");
         let is_known = match is_tried {
-            true => outcome == TRIED || CHANGE_OUTCOMES.contains(&outcome) && !tells_of_storing,
+            true => outcome == TRIED || CHANGE_OUTCOMES.contains(&outcome) && !is_of_changes_only,
             false => outcome == "accepted" || (is_change && CHANGE_OUTCOMES.contains(&outcome)),
         };
         if !is_known && !COMMON_OUTCOMES.contains(&outcome) {
