@@ -26,19 +26,19 @@ public class Example {
         BalanceApi balance = new BalanceApi(client);
 
         // A deposit, and the balance before and after it.
-        Change deposit = balance.changeBalance(change(100, NOON), null);
+        Change deposit = balance.changeBalance(change(100, NOON), null, null, null);
         equal(deposit.getUserId(), USER);
         equal(deposit.getTimestamp(), NOON);
-        equal(balance.getBalance(USER, NOON.minusNanos(1000)).getBalance(), 0L);
-        equal(balance.getBalance(USER, null).getBalance(), 100L);
+        equal(balance.getBalance(USER, NOON.minusNanos(1000), null, null).getBalance(), 0L);
+        equal(balance.getBalance(USER, null, null, null).getBalance(), 100L);
 
         // The whole signed 64-bit range is exact.
-        equal(balance.changeBalance(change(BEYOND_53_BITS - 100, NOON), null).getBalance(), BEYOND_53_BITS);
+        equal(balance.changeBalance(change(BEYOND_53_BITS - 100, NOON), null, null, null).getBalance(), BEYOND_53_BITS);
 
         // A refused change throws; the body is a Problem.
         OffsetDateTime later = NOON.plusSeconds(1);
         try {
-            balance.changeBalance(change(-2 * BEYOND_53_BITS, later), null);
+            balance.changeBalance(change(-2 * BEYOND_53_BITS, later), null, null, null);
             throw new AssertionError("it was not refused");
         } catch (ApiException refused) {
             Problem problem = client.getObjectMapper().readValue(refused.getResponseBody(), Problem.class);
@@ -50,8 +50,8 @@ public class Example {
 
         // Sent twice with one key, applied once.
         String key = UUID.randomUUID().toString();
-        ApiResponse<Change> first = balance.changeBalanceWithHttpInfo(change(-1, NOON), key);
-        ApiResponse<Change> second = balance.changeBalanceWithHttpInfo(change(-1, NOON), key);
+        ApiResponse<Change> first = balance.changeBalanceWithHttpInfo(change(-1, NOON), key, null, null);
+        ApiResponse<Change> second = balance.changeBalanceWithHttpInfo(change(-1, NOON), key, null, null);
         equal(second.getData(), first.getData());
         equal(first.getHeaders().get("idempotency-replayed"), null);
         equal(second.getHeaders().get("idempotency-replayed"), List.of("true"));
@@ -60,7 +60,7 @@ public class Example {
         List<Long> changes = new ArrayList<>();
         String cursor = null;
         do {
-            History page = balance.getHistory(USER, null, null, "asc", 2, cursor);
+            History page = balance.getHistory(USER, null, null, "asc", 2, null, cursor);
             page.getOperations().stream().map(HistoryOperation::getBalanceChange).forEach(changes::add);
             cursor = page.getNextCursor();
         } while (cursor != null);
