@@ -137,6 +137,13 @@ impl Tag {
             Some(quoted) => (true, quoted),
             None => (false, text),
         };
+        // A version without the quotes is taken for what it is meant to be.
+        if quoted.first().is_some_and(u8::is_ascii_digit) {
+            let end = quoted.iter().position(|byte| !byte.is_ascii_digit());
+            let (digits, behind) = quoted.split_at(end.unwrap_or(quoted.len()));
+            let version = str::from_utf8(digits).ok().and_then(version_of);
+            return Some((Self { is_weak, version }, behind));
+        }
         let opaque = quoted.strip_prefix(b"\"")?;
         let end = opaque.iter().position(|byte| *byte == b'"')?;
         let (opaque, behind) = opaque.split_at(end);
@@ -173,6 +180,8 @@ mod tests {
             (&["\"0\""], one_of(&[0])),
             (&[" , \"3\" ,, \"4\","], one_of(&[3, 4])),
             (&["\"3\"", "\"4\""], one_of(&[3, 4])),
+            (&["3"], one_of(&[3])),
+            (&["\"3\", 4"], one_of(&[3, 4])),
             (&["*"], Some(Precondition::AnyStored)),
             // Tags that are none of ours, or not the same by strong comparison.
             (&["W/\"3\""], one_of(&[])),
@@ -202,14 +211,16 @@ mod tests {
     #[test]
     fn what_is_no_list_of_tags_is_refused() {
         for lines in [
-            &["3"][..],
+            &["x"][..],
+            &["3x"],
+            &["-3"],
             &[""],
             &[","],
             &["\"3"],
             &["3\""],
             &["w/\"3\""],
             &["\"3\" \"4\""],
-            &["\"3\", 4"],
+            &["\"3\", x"],
             &["\"a b\""],
             &["*, \"3\""],
             &["*", "\"3\""],

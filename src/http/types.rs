@@ -162,8 +162,8 @@ text!(
     /// Entity tags in a condition.
     EntityTagsText,
     MetaSchema {
-        // Tags with commas between them; see RFC 9110, section 13.1.
-        pattern: Some(r#"^(\*|(W/)?"[!#-~]*"( *, *(W/)?"[!#-~]*")*)$"#.to_owned()),
+        // Tags with commas between them; see RFC 9110, section 13.1. Versions may be without their quotes.
+        pattern: Some(r#"^(\*|(W/)?("[!#-~]*"|[0-9]+)( *, *(W/)?("[!#-~]*"|[0-9]+))*)$"#.to_owned()),
         example: Some("\"3\"".into()),
         ..MetaSchema::new("string")
     }

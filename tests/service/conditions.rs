@@ -99,7 +99,7 @@ async fn a_change_is_made_only_at_a_version_that_it_names() {
     change_if(client, "alice", -1_000, "\"3\"")
         .await
         .expect_problem(403, "insufficient_funds");
-    for tags in ["3", "", "\"3", "\"3\" \"4\"", "*, \"3\""] {
+    for tags in ["x", "", "\"3", "\"3\" \"4\"", "*, \"3\""] {
         let refused = change_if(client, "alice", -1, tags).await;
         let refused = refused.expect_problem(400, "invalid_request");
         assert!(refused.detail().starts_with("If-Match "), "{}", refused.detail());
@@ -241,7 +241,7 @@ async fn a_client_that_has_the_answer_of_the_version_is_spared_it() {
     let paths: Vec<_> = paths.collect();
     world.deposit("alice", 100).await;
     for path in &paths {
-        for tags in ["\"1\"", "W/\"1\"", "\"0\", \"1\"", "*"] {
+        for tags in ["\"1\"", "W/\"1\"", "\"0\", \"1\"", "1", "*"] {
             let spared = unless(client, path, tags).await;
             assert_eq!(spared.status().as_u16(), 304, "{path} {tags}");
             assert_eq!(spared.headers()["etag"], "\"1\"");
@@ -252,7 +252,7 @@ async fn a_client_that_has_the_answer_of_the_version_is_spared_it() {
         for tags in ["\"0\"", "\"2\"", "\"x\""] {
             assert_eq!(unless(client, path, tags).await.status().as_u16(), 200, "{path} {tags}");
         }
-        for tags in ["1", ""] {
+        for tags in ["x", ""] {
             assert_eq!(unless(client, path, tags).await.status().as_u16(), 400, "{path} {tags}");
         }
     }
@@ -268,7 +268,7 @@ async fn a_client_that_has_the_answer_of_the_version_is_spared_it() {
             .clone()
             .all(|line| line["outcome"] == "accepted" && line["balance"].is_i64())
     );
-    assert_eq!(reads.count(), 2 * (4 + 3 + 1));
+    assert_eq!(reads.count(), 2 * (5 + 3 + 1));
 }
 
 #[tokio::test]
