@@ -19,8 +19,8 @@ use super::problem::{Code, Problem, ProblemOf, Problems};
 use super::responses::{Changed, Conditional, Success};
 use super::statement::{Asked, HistoryAnswer};
 use super::types::{
-    Available, Balance, CursorText, DateTime, DryRunText, EntityTagsText, IdempotencyKeyText, LimitText, OrderText,
-    Status, UserIdText,
+    Available, Balance, CursorText, DateTime, DryRunText, EntityTagsText, IdempotencyKeyText, KnownAtText, LimitText,
+    OrderText, Status, UserIdText,
 };
 use crate::domain::Timestamp;
 use crate::metrics::Metrics;
@@ -240,7 +240,7 @@ impl<S: UseCases> Api<S> {
         /// characters, with or without double quotes around them.
         #[oai(name = "Idempotency-Key")]
         idempotency_key: Header<Option<IdempotencyKeyText>>,
-        /// The `ETag` of the answer that the change rests on, of whichever read or change: where the user has moved on since,
+        /// The `ETag` of the answer that the change rests on, of whichever read or change, such as `"3"`: where the user has moved on since,
         /// nothing is changed and the answer is 412. `*` for any user who has had a change, `"0"` for one who has not.
         #[oai(name = "If-Match")]
         if_match: Header<Option<EntityTagsText>>,
@@ -298,18 +298,19 @@ impl<S: UseCases> Api<S> {
         user_id: Path<UserIdText>,
         /// As of when: RFC 3339 with an offset or `Z`. Now, if left out; with `knownAt`, then.
         timestamp: Query<Option<DateTime>>,
-        /// As it was known when: without the changes whose `recordedAt` is later than this. RFC 3339 with an offset or `Z`.
+        /// As it was known when: without the changes whose `recordedAt` is later than this. RFC 3339 with an offset or `Z`,
+        /// such as `2026-01-31T12:00:00Z`.
         /// As it is known now, if left out. Where changes were recorded since, the answer has no `ETag`.
         #[oai(name = "knownAt")]
-        known_at: Query<Option<DateTime>>,
-        /// The `ETag` of an answer that the client has: if it is still right, the answer is 304 without a body. Without
+        known_at: Query<Option<KnownAtText>>,
+        /// The `ETag` of an answer that the client has, such as `"3"`: if it is still right, the answer is 304 without a body. Without
         /// `timestamp` it never is after a change that was stamped in the future, until the next change after that moment.
         #[oai(name = "If-None-Match")]
         if_none_match: Header<Option<EntityTagsText>>,
     ) -> Result<Deferred<Conditional<Balance>>, ProblemOf<Reading>> {
         let Header(_) = if_none_match;
         parameters::check_query(request, &["timestamp", "knownAt"])?;
-        let known_at = parameters::timestamp("knownAt", known_at.0)?;
+        let known_at = parameters::known_at(known_at.0)?;
         self.figure(request, Figure::Balance, user_id.0, timestamp.0, known_at)
     }
 
@@ -331,7 +332,7 @@ impl<S: UseCases> Api<S> {
         user_id: Path<UserIdText>,
         /// When it would be withdrawn: RFC 3339 with an offset or `Z`. Now, if left out.
         timestamp: Query<Option<DateTime>>,
-        /// The `ETag` of an answer that the client has: if it is still right, the answer is 304 without a body. Without
+        /// The `ETag` of an answer that the client has, such as `"3"`: if it is still right, the answer is 304 without a body. Without
         /// `timestamp` it never is after a change that was stamped in the future, until the next change after that moment.
         #[oai(name = "If-None-Match")]
         if_none_match: Header<Option<EntityTagsText>>,
@@ -380,10 +381,11 @@ impl<S: UseCases> Api<S> {
         order: Query<Option<OrderText>>,
         /// The most operations on the page, 1 to 1000; 100, if left out. With `text/csv` all, if left out.
         limit: Query<Option<LimitText>>,
-        /// As it was known when: without the changes whose `recordedAt` is later than this. RFC 3339 with an offset or `Z`.
+        /// As it was known when: without the changes whose `recordedAt` is later than this. RFC 3339 with an offset or `Z`,
+        /// such as `2026-01-31T12:00:00Z`.
         /// As it is known now, if left out.
         #[oai(name = "knownAt")]
-        known_at: Query<Option<DateTime>>,
+        known_at: Query<Option<KnownAtText>>,
         /// `nextCursor` of the page before: this page has what lies beyond that one's last operation, in the order asked
         /// for. It holds `from`, `to`, `order` and `knownAt` for where they are left out.
         cursor: Query<Option<CursorText>>,
@@ -394,7 +396,7 @@ impl<S: UseCases> Api<S> {
         let to = parameters::timestamp("to", to.0)?;
         let order = parameters::order(order.0)?;
         let limit = parameters::limit(limit.0)?;
-        let known_at = parameters::timestamp("knownAt", known_at.0)?;
+        let known_at = parameters::known_at(known_at.0)?;
         let cursor = cursor.0.as_ref().map(Cursor::parse).transpose()?;
         let order = order.or(cursor.map(|cursor| cursor.order));
         let asked = Asked {

@@ -6,7 +6,7 @@ use poem::Request;
 use url::form_urlencoded;
 
 use super::problem::Problem;
-use super::types::{CursorText, DateTime, DryRunText, LimitText, OrderText, UserIdText};
+use super::types::{CursorText, DateTime, DryRunText, KnownAtText, LimitText, OrderText, UserIdText};
 use crate::domain::{CallerName, IdempotencyKey, InvalidIdempotencyKey, Timestamp, UserId};
 use crate::store::{HistoryOrder, Place};
 
@@ -65,6 +65,11 @@ pub fn timestamp(name: &str, text: Option<DateTime>) -> Result<Option<Timestamp>
             "{name} {error}, for example 2026-01-31T12:00:00Z or 2026-01-31T14:00:00%2B02:00."
         ))
     })
+}
+
+/// The moment of recording `knownAt`.
+pub fn known_at(text: Option<KnownAtText>) -> Result<Option<Timestamp>, Problem> {
+    timestamp("knownAt", text.map(|KnownAtText(text)| DateTime(text)))
 }
 
 pub fn limit(text: Option<LimitText>) -> Result<Option<u32>, Problem> {

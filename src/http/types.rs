@@ -164,9 +164,15 @@ text!(
     MetaSchema {
         // Tags with commas between them; see RFC 9110, section 13.1. Versions may be without their quotes.
         pattern: Some(r#"^(\*|(W/)?("[!#-~]*"|[0-9]+)( *, *(W/)?("[!#-~]*"|[0-9]+))*)$"#.to_owned()),
-        example: Some("\"3\"".into()),
+        // Without an example, which Swagger UI would send.
         ..MetaSchema::new("string")
     }
+);
+
+text!(
+    /// A moment of recording, without an example, which Swagger UI would send.
+    KnownAtText,
+    MetaSchema::new_with_format("string", "date-time")
 );
 
 text!(
