@@ -157,7 +157,7 @@ impl Service {
     ///
     /// [`Unavailable`] says what kept the service from answering.
     pub async fn history(self: &Arc<Self>, request: HistoryRequest) -> Result<HistoryPage, Unavailable> {
-        let is_full = self.turns_of(request.known_at).are_full();
+        let is_full = self.turns_of(request.known_at.is_some()).are_full();
         self.logged_page(request, is_full).await
     }
 
@@ -220,7 +220,11 @@ impl Service {
             let timestamp = request.to.unwrap_or_else(now);
             let query = request.query();
             let entries = match place {
-                Some(_) => service.page(&query, service.turns_of(query.known_at), deadline).await,
+                Some(_) => {
+                    service
+                        .page(&query, service.turns_of(query.known_at.is_some()), deadline)
+                        .await
+                }
                 None => Err(Unavailable::Overloaded),
             };
             let failure = entries.as_ref().err().copied();
@@ -255,10 +259,10 @@ impl Service {
     }
 
     /// What was known at an earlier moment takes longer to read, and does not hold up the rest.
-    pub(super) fn turns_of(&self, known_at: Option<Timestamp>) -> &Turns {
-        match known_at {
-            None => &self.pages,
-            Some(_) => &self.known,
+    pub(super) fn turns_of(&self, is_known: bool) -> &Turns {
+        match is_known {
+            false => &self.pages,
+            true => &self.known,
         }
     }
 }

@@ -62,13 +62,13 @@ impl Service {
     /// [`Unavailable`] says what kept the service from reading the first page, or from having one stream more.
     pub async fn stream_history(self: &Arc<Self>, request: HistoryRequest) -> Result<HistoryStream, Unavailable> {
         let request = HistoryRequest { limit: PAGE, ..request };
+        let is_known = request.known_at.is_some();
         let place = Arc::clone(&self.streams).try_acquire_owned().ok();
-        let is_full = place.is_none() || self.turns_of(request.known_at).are_full();
+        let is_full = place.is_none() || self.turns_of(is_known).are_full();
         let page = self.logged_page(request.clone(), is_full).await?;
         let active = || Active::new(self.metrics.ledger.history_streams.clone());
         let place = place.filter(|_| page.more).map(|place| (place, active()));
         let version = page.version;
-        let is_known = request.known_at.is_some();
         let request = HistoryRequest {
             // The earlier of the two; none of a user of whom there is nothing, and no page either.
             known_at: request.known_at.into_iter().chain(page.recorded_at).min(),
@@ -103,7 +103,7 @@ impl Service {
             let Ok(Ok(_place)) = place else {
                 return Err(Unavailable::Overloaded);
             };
-            let turns = if is_known { &service.known } else { &service.pages };
+            let turns = service.turns_of(is_known);
             let entries = service.page(&request.query(), turns, deadline).await?;
             Ok(request.page_of(entries))
         }));

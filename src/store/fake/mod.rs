@@ -195,6 +195,26 @@ impl FakeStore {
         Err(error)
     }
 
+    /// A reading of a figure of each user at a moment.
+    async fn figures(
+        &self,
+        user_ids: &[&str],
+        moments: &[Timestamp],
+        deadline: Instant,
+        figure: fn(&Database, &str, Timestamp) -> i64,
+    ) -> Result<Vec<Reading>, StoreError> {
+        let find = |database: &Database| {
+            let asked = user_ids.iter().zip(moments);
+            let readings = asked.map(|(user_id, at)| Reading {
+                amount: figure(database, user_id, *at),
+                version: database.version(user_id),
+                standing: Standing::Settled,
+            });
+            readings.collect()
+        };
+        self.read(deadline, find).await
+    }
+
     /// The statement has left; nobody waits for it. It is done now, later or never.
     fn abandon(&self, writes: Vec<Write>) {
         let drawn = {
@@ -338,16 +358,7 @@ impl LedgerStore for FakeStore {
         moments: &[Timestamp],
         deadline: Instant,
     ) -> Result<Vec<Reading>, StoreError> {
-        let find = |database: &Database| {
-            let asked = user_ids.iter().zip(moments);
-            let readings = asked.map(|(user_id, at)| Reading {
-                amount: database.balance_at(user_id, *at),
-                version: database.version(user_id),
-                standing: Standing::Settled,
-            });
-            readings.collect()
-        };
-        self.read(deadline, find).await
+        self.figures(user_ids, moments, deadline, Database::balance_at).await
     }
 
     async fn available_at(
@@ -356,16 +367,7 @@ impl LedgerStore for FakeStore {
         moments: &[Timestamp],
         deadline: Instant,
     ) -> Result<Vec<Reading>, StoreError> {
-        let find = |database: &Database| {
-            let asked = user_ids.iter().zip(moments);
-            let readings = asked.map(|(user_id, at)| Reading {
-                amount: database.available_at(user_id, *at),
-                version: database.version(user_id),
-                standing: Standing::Settled,
-            });
-            readings.collect()
-        };
-        self.read(deadline, find).await
+        self.figures(user_ids, moments, deadline, Database::available_at).await
     }
 }
 
