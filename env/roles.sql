@@ -10,10 +10,13 @@
 --
 --   psql --set=ON_ERROR_STOP=1 --file=env/roles.sql "postgres://admin@host/balance"
 --
--- by a superuser, or by the database's owner with CREATEROLE. What anybody else was given here it takes away; where one of
--- these roles has more than rights, such as the database itself, it changes nothing and says what to type. It sets no
--- passwords: env/role_passwords.sql does, or `\password balance_service` in psql. It says the rights of tables that are there;
--- the migration that makes a table says them too, for roles that were there before it. A test holds both to the same.
+-- on PostgreSQL 15 to 18, by a superuser, or by the database's owner with CREATEROLE, as the administrator of a managed
+-- PostgreSQL is. Since PostgreSQL 16 that owner needs the ADMIN option on those of the roles that somebody else made.
+--
+-- What anybody else was given here it takes away; where one of these roles has more than rights, such as the database itself,
+-- it changes nothing and says what to type. It sets no passwords: env/role_passwords.sql does, or `\password balance_service`
+-- in psql. It says the rights of tables that are there; the migration that makes a table says them too, for roles that were
+-- there before it. A test holds both to the same.
 
 BEGIN;
 SET LOCAL client_min_messages = warning;
@@ -22,7 +25,13 @@ DO $$
 DECLARE
     of_the_ledger CONSTANT text[] := ARRAY['balance_owner', 'balance_service', 'balance_auditor'];
     this_database CONSTANT pg_database := d FROM pg_database d WHERE datname = current_database();
+    is_superuser CONSTANT boolean := rolsuper FROM pg_roles WHERE rolname = current_user;
+    -- Since PostgreSQL 16 CREATEROLE is not enough to change a role: the ADMIN option on it is needed. The creator of a role
+    -- has ADMIN, but neither INHERIT (the role's rights) nor SET (giving it tables) until it grants them to itself.
+    has_membership_options CONSTANT boolean := current_setting('server_version_num')::integer >= 160000;
     name text;
+    setting text;
+    foreign_roles text;
     too_much text;
     mend text;
 BEGIN
@@ -69,6 +78,16 @@ BEGIN
                 this_database.datname, mend);
     END IF;
 
+    IF has_membership_options AND NOT is_superuser THEN
+        SELECT string_agg(quote_ident(rolname), ', ' ORDER BY rolname) INTO foreign_roles
+        FROM pg_roles WHERE rolname = ANY (of_the_ledger) AND NOT pg_has_role(current_user, oid, 'MEMBER WITH ADMIN OPTION');
+        IF foreign_roles IS NOT NULL THEN
+            RAISE EXCEPTION '% may not change the roles %, which somebody else made', current_user, foreign_roles
+                USING HINT = format('Type this as a superuser or as who made them, and run this file again: '
+                    'GRANT %s TO %I WITH ADMIN OPTION;', foreign_roles, current_user);
+        END IF;
+    END IF;
+
     FOREACH name IN ARRAY of_the_ledger LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN
             EXECUTE format('CREATE ROLE %I LOGIN NOCREATEDB NOCREATEROLE NOINHERIT', name);
@@ -76,11 +95,31 @@ BEGIN
             EXECUTE format('ALTER ROLE %I NOINHERIT', name); -- it is a member of nothing
         END IF;
     END LOOP;
-    -- Who is no superuser must be a member of a role to give it tables or to set its default privileges.
-    IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
-        AND NOT pg_has_role(current_user, 'balance_owner', 'MEMBER') THEN
-        EXECUTE 'GRANT balance_owner TO CURRENT_USER';
+    -- Only a member may give a role tables and set its default privileges.
+    IF NOT is_superuser THEN
+        IF NOT has_membership_options THEN
+            IF NOT pg_has_role(current_user, 'balance_owner', 'MEMBER') THEN
+                EXECUTE 'GRANT balance_owner TO CURRENT_USER';
+            END IF;
+        ELSIF NOT pg_has_role(current_user, 'balance_owner', 'USAGE')
+            OR NOT pg_has_role(current_user, 'balance_owner', 'SET') THEN
+            EXECUTE 'GRANT balance_owner TO CURRENT_USER WITH INHERIT TRUE, SET TRUE';
+        END IF;
     END IF;
+
+    -- Session settings of a replica belong to its role. A SET by the replica would stay on the server connection of a pooler,
+    -- and in transaction mode change the session of another client; many poolers refuse them as parameters of the connection.
+    -- The timeouts end a statement whose replica was cut off. The rest is for plans: every statement finds its rows by a
+    -- primary key, whatever the parameters and however few rows there are yet, so one generic plan always serves.
+    FOREACH setting IN ARRAY ARRAY['statement_timeout=10s', 'lock_timeout=5s', 'idle_in_transaction_session_timeout=10s',
+        'plan_cache_mode=force_generic_plan', 'enable_seqscan=off', 'jit=off', 'client_min_messages=warning'] LOOP
+        -- Only where it differs: PostgreSQL fails one of two runs that change a role's settings at once in different databases.
+        IF NOT EXISTS (SELECT FROM pg_db_role_setting
+            WHERE setrole = 'balance_service'::regrole AND setdatabase = 0 AND setting = ANY (setconfig)) THEN
+            EXECUTE format('ALTER ROLE balance_service SET %I = %L', split_part(setting, '=', 1), split_part(setting, '=', 2));
+        END IF;
+    END LOOP;
+
     EXECUTE format('REVOKE CREATE, TEMPORARY ON DATABASE %I FROM balance_owner, balance_service, balance_auditor CASCADE',
         current_database());
     EXECUTE format('GRANT CONNECT ON DATABASE %I TO balance_owner, balance_service, balance_auditor', current_database());

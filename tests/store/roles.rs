@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::process::Command;
 
+use balance::config::{DatabaseConfig, DatabaseUrl};
 use balance::dev::{PostgresOptions, PrivatePostgres, StopMode};
 use balance::domain::SegmentLength;
 use balance::store::{Store, StoreReadiness, migrate};
@@ -10,7 +11,7 @@ use tokio::time::{Duration, Instant};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls};
 
-use crate::support::postgres::{Database, ROLES, Role, fresh_database};
+use crate::support::postgres::{Database, ROLES, Role, connect, fresh_database};
 use crate::support::replica::Scratch;
 
 /// An operation, its user and a checkpoint.
@@ -317,18 +318,49 @@ async fn a_replica_without_the_rights_is_not_ready() {
     }
 }
 
-/// As where PostgreSQL is rented: nobody there is a superuser.
+/// The settings that bound and plan a replica's statements, as PostgreSQL shows them.
+const SETTINGS: [(&str, &str); 7] = [
+    ("statement_timeout", "10s"),
+    ("lock_timeout", "5s"),
+    ("idle_in_transaction_session_timeout", "10s"),
+    ("plan_cache_mode", "force_generic_plan"),
+    ("enable_seqscan", "off"),
+    ("jit", "off"),
+    ("client_min_messages", "warning"),
+];
+
 #[tokio::test]
-async fn the_owner_of_a_database_who_may_make_roles_can_run_the_files_as_they_are_documented() {
-    let scratch = Scratch::new();
+async fn the_service_role_brings_the_session_settings_of_a_replica() {
+    let database = filled().await;
+    // Never committed, since the role is the whole server's.
+    let admin = database.client().await;
+    let change = "BEGIN; ALTER ROLE balance_service RESET jit; ALTER ROLE balance_service SET lock_timeout = '1h'";
+    admin.batch_execute(change).await.unwrap();
+    admin.batch_execute(&unfinished()).await.unwrap();
+    let settings = "SELECT unnest(setconfig) FROM pg_db_role_setting \
+         WHERE setrole = 'balance_service'::regrole AND setdatabase = 0 ORDER BY 1";
+    let mut expected = SETTINGS.map(|(name, value)| format!("{name}={value}"));
+    expected.sort();
+    assert_eq!(listed(&admin, settings).await, expected);
+    admin.batch_execute("ROLLBACK").await.unwrap();
+
+    let service = database.client_as(Role::Service).await;
+    for (name, value) in SETTINGS {
+        let shown = service.query_one(&format!("SHOW {name}"), &[]).await.unwrap();
+        assert_eq!(shown.get::<_, &str>(0), value, "{name}");
+    }
+}
+
+/// A PostgreSQL of the test's own that also listens on TCP, with a role `guest`, and a database `ledger` that belongs to
+/// `admin`: no superuser, but with CREATEROLE, as the administrator of a managed PostgreSQL is.
+async fn managed(scratch: &Scratch) -> (PrivatePostgres, u16, Client) {
     let mut options = PostgresOptions::new(scratch.0.join("postgres"));
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let settings = [("fsync", "off"), ("listen_addresses", "127.0.0.1")];
     options.settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     options.settings.push(("port".to_owned(), port.to_string()));
-    let mut postgres = PrivatePostgres::start(&options).await.unwrap();
-    let (superuser, connection) = tokio_postgres::connect(&postgres.url("postgres"), NoTls).await.unwrap();
-    tokio::spawn(connection);
+    let postgres = PrivatePostgres::start(&options).await.unwrap();
+    let superuser = connect(&postgres.url("postgres")).await;
     for statement in [
         "CREATE ROLE guest",
         "CREATE ROLE admin LOGIN CREATEROLE",
@@ -336,7 +368,66 @@ async fn the_owner_of_a_database_who_may_make_roles_can_run_the_files_as_they_ar
     ] {
         superuser.batch_execute(statement).await.unwrap();
     }
+    (postgres, port, superuser)
+}
 
+async fn end(mut postgres: PrivatePostgres) {
+    postgres.stop(StopMode::Immediate).await.unwrap();
+    // Where PostgreSQL's user cannot enter the scratch directory, it is elsewhere.
+    let _ = std::fs::remove_dir_all(postgres.data_dir());
+}
+
+#[tokio::test]
+async fn roles_that_somebody_else_made_are_refused_with_the_statement_that_mends_it() {
+    let scratch = Scratch::new();
+    let (postgres, _, superuser) = managed(&scratch).await;
+    let database = Database::of(&postgres, "ledger");
+    database.set_up_roles().await;
+    let admin = database.client().await;
+    admin.batch_execute("SET SESSION AUTHORIZATION admin").await.unwrap();
+    let version = admin.query_one("SHOW server_version_num", &[]).await.unwrap();
+    // Before PostgreSQL 16 CREATEROLE is enough for any role.
+    if version.get::<_, &str>(0).parse::<u32>().unwrap() >= 160_000 {
+        let error = admin.batch_execute(ROLES).await.unwrap_err();
+        let error = error.as_db_error().unwrap();
+        let all = "balance_auditor, balance_owner, balance_service";
+        assert!(error.message().contains(all), "{error:?}");
+        let (_, statement) = error.hint().unwrap().split_once(": ").unwrap();
+        superuser.batch_execute(statement).await.unwrap();
+        admin.batch_execute("ROLLBACK").await.unwrap();
+    }
+    admin.batch_execute(ROLES).await.unwrap();
+    end(postgres).await;
+}
+
+#[tokio::test]
+async fn the_administrator_of_a_managed_postgresql_can_take_over_tables_that_it_migrated_itself() {
+    let scratch = Scratch::new();
+    let (postgres, _, _superuser) = managed(&scratch).await;
+    let database = Database::of(&postgres, "ledger");
+    let config = DatabaseConfig {
+        url: DatabaseUrl::parse(&database.url.replace("balance_service@", "admin@")).unwrap(),
+        ..database.config(1)
+    };
+    migrate(&config).await.unwrap();
+    let admin = database.client().await;
+    admin.batch_execute("SET SESSION AUTHORIZATION admin").await.unwrap();
+    for _ in 0..2 {
+        admin.batch_execute(ROLES).await.unwrap();
+    }
+    let owners = rights(&database.client().await).await;
+    assert!(
+        owners.iter().all(|right| right.contains(" of balance_owner: ")),
+        "{owners:#?}"
+    );
+    expect_refused(&database.client_as(Role::Service).await, &FORBIDDEN).await;
+    end(postgres).await;
+}
+
+#[tokio::test]
+async fn the_administrator_of_a_managed_postgresql_can_run_the_files_as_they_are_documented() {
+    let scratch = Scratch::new();
+    let (postgres, port, _superuser) = managed(&scratch).await;
     let database = Database::of(&postgres, "ledger");
     for run in 0..3 {
         if run == 2 {
@@ -370,18 +461,16 @@ async fn the_owner_of_a_database_who_may_make_roles_can_run_the_files_as_they_ar
     expect_refused(&guest, &FORBIDDEN).await;
 
     // Over TCP a password is asked for.
-    let connect = async |role: Role, password: &str| {
+    let log_in = async |role: Role, password: &str| {
         let mut config = tokio_postgres::Config::new();
         config.host("127.0.0.1").port(port).dbname(&database.name);
         config.user(role.name()).password(password).connect(NoTls).await
     };
     for (role, password) in [(Role::Owner, "the owner's"), (Role::Service, "the \"service's\"")] {
-        assert!(connect(role, password).await.is_ok(), "{role:?}");
-        let error = connect(role, "another").await.err().unwrap();
+        assert!(log_in(role, password).await.is_ok(), "{role:?}");
+        let error = log_in(role, "another").await.err().unwrap();
         assert_eq!(error.code(), Some(&SqlState::INVALID_PASSWORD));
     }
-    assert!(connect(Role::Auditor, "").await.is_err());
-    postgres.stop(StopMode::Immediate).await.unwrap();
-    // Where PostgreSQL's user cannot enter the scratch directory, it is elsewhere.
-    let _ = std::fs::remove_dir_all(postgres.data_dir());
+    assert!(log_in(Role::Auditor, "").await.is_err());
+    end(postgres).await;
 }
