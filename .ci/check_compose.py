@@ -12,6 +12,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE = ROOT / "env/docker_compose.yml"
 EXAMPLE = ROOT / "env/.env.example"
+PROMETHEUS = ROOT / "env/prometheus.yml"
 
 # What the file uses of the Compose specification; a key that is not here is a typing error until it is added.
 TOP_KEYS = {"name", "services", "volumes"}
@@ -92,6 +93,22 @@ def check_replicas(document):
     ]:
         if len({of(service) for service in replicas.values()}) != len(replicas):
             fault(f"two replicas have the same {what}")
+
+
+def check_admin(document):
+    """Whatever looks after a replica asks at ADMIN_LISTEN, whose connections no client can take."""
+    replicas = replicas_of(document)
+    for name, service in replicas.items():
+        port = service["environment"]["ADMIN_LISTEN"].rsplit(":", 1)[-1]
+        if not re.search(rf":{port}/readyz$", service["healthcheck"]["test"][-1]):
+            fault(f"{name}.healthcheck: it does not ask for /readyz at the port {port} of ADMIN_LISTEN")
+    admins = [f"balance-{number}:{port}" for number in range(1, len(replicas) + 1)]
+    prometheus = yaml.safe_load(PROMETHEUS.read_text())
+    if (targets := prometheus["scrape_configs"][0]["static_configs"][0]["targets"]) != admins:
+        fault(f"prometheus.yml: it asks {targets}, not {admins}")
+    environment = document["services"]["haproxy"]["environment"]
+    if (asked := [environment.get(f"ADMIN_{number}") for number in range(1, len(replicas) + 1)]) != admins:
+        fault(f"haproxy.environment: it asks {asked}, not {admins}")
 
 
 def check_services(document):
@@ -212,6 +229,7 @@ def main():
     document = yaml.load(text, Loader)
     check_services(document)
     check_replicas(document)
+    check_admin(document)
     documented, shown = read_example()
     names, sources = check_variables(document, text, documented, shown)
     for line in faults:

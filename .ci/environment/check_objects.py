@@ -82,6 +82,7 @@ def check_workload(workload, objects, config_maps):
         if probe not in container:
             fault(f"{name}: no {probe}")
     config = config_maps[container["envFrom"][0]["configMapRef"]["name"]]
+    check_admin(name, template, container, config, objects)
     needed = milliseconds(config, "SHUTDOWN_DELAY_MS", "SHUTDOWN_TIMEOUT_MS", "OPERATION_TIMEOUT_MS") + 2_000
     if pod["terminationGracePeriodSeconds"] * 1_000 <= needed:
         fault(f"{name}: terminationGracePeriodSeconds is less than the {needed} ms that stopping may take")
@@ -98,6 +99,26 @@ def check_workload(workload, objects, config_maps):
             target = other["spec"]["scaleTargetRef"]
             if f"{target['kind']}/{target['name']}" != name:
                 fault(f"the autoscaler is for {target['kind']}/{target['name']}, not for {name}")
+
+
+def check_admin(name, template, container, config, objects):
+    """Probes and scrapes go to ADMIN_LISTEN, whose connections no client can take."""
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    for port, variable in (("http", "LISTEN"), ("admin", "ADMIN_LISTEN")):
+        if config.get(variable) != f"0.0.0.0:{ports.get(port)}":
+            fault(f"{name}: {variable} is {config.get(variable)}, and the port {port} {ports.get(port)}")
+    for probe in ("livenessProbe", "readinessProbe", "startupProbe"):
+        if (port := container.get(probe, {}).get("httpGet", {}).get("port")) != "admin":
+            fault(f"{name}: {probe} asks at the port {port}, not at admin")
+    if (port := template["metadata"]["annotations"]["prometheus.io/port"]) != str(ports.get("admin")):
+        fault(f"{name}: Prometheus is sent to the port {port}")
+    for other in objects:
+        if other["kind"] == "Service" and any(port["targetPort"] == "admin" for port in other["spec"]["ports"]):
+            fault(f"Service/{other['metadata']['name']} leads clients to the port admin")
+        if other["kind"] == "NetworkPolicy":
+            rules = [rule for rule in other["spec"]["ingress"] if any(port["port"] == "admin" for port in rule["ports"])]
+            if not rules or {"namespaceSelector": {}} in [source for rule in rules for source in rule.get("from", [])]:
+                fault(f"NetworkPolicy/{other['metadata']['name']}: nobody, or everybody, may reach the port admin")
 
 
 def main():

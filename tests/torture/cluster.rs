@@ -68,6 +68,8 @@ impl LogPlace {
 pub struct Site {
     instance: String,
     address: String,
+    /// Where HAProxy asks whether it is ready.
+    admin_address: String,
     pub proxy: Proxy,
     place: LogPlace,
     tokens_file: PathBuf,
@@ -98,6 +100,7 @@ impl Site {
             .set("INSTANCE", &self.instance)
             .set("API_TOKENS_FILE", self.tokens_file.to_str().unwrap())
             .set("LISTEN", &self.address)
+            .set("ADMIN_LISTEN", &self.admin_address)
             .set("OPERATION_TIMEOUT_MS", OPERATION_TIMEOUT_MS)
             .set("APPROVER_TIMEOUT_MS", APPROVER_TIMEOUT_MS)
             .set("SHUTDOWN_DELAY_MS", "500")
@@ -234,6 +237,7 @@ impl Cluster {
             let mut site = Site {
                 instance: instance(number),
                 address: free_address(random),
+                admin_address: free_address(random),
                 proxy: Proxy::start(&database).await,
                 place,
                 tokens_file: tokens_file.clone(),
@@ -414,6 +418,7 @@ fn start_balancer(sites: &[Site], address: String, log: &Path) -> Option<(Child,
         command.arg("-f").arg(&configuration).env("BALANCE_BIND", &address);
         for (number, site) in (1..).zip(sites) {
             command.env(format!("REPLICA_{number}"), &site.address);
+            command.env(format!("ADMIN_{number}"), &site.admin_address);
         }
         let log = fs::File::create(log).unwrap();
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
