@@ -1,10 +1,10 @@
-//! A small file that a setting names, read whole within bounds.
+//! Reads small files whole, within bounds of size and time, and regular files only.
 //!
 //! It may be read while requests are served, and no reading may hold anything up: opening a pipe waits for someone to write
 //! to it, and a network file system that is away answers nothing. So a thread of its own reads, and is waited for only so
 //! long; it does not keep the process from ending.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -13,7 +13,9 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-/// The largest that is read, in bytes.
+use nix::fcntl::OFlag;
+
+/// The largest file that a setting may name, in bytes.
 pub const MAX_BYTES: u64 = 1 << 20;
 
 /// How long one may take.
@@ -31,22 +33,66 @@ static READINGS: AtomicUsize = AtomicUsize::new(0);
 /// If it cannot be read, is no regular file, has more than [`MAX_BYTES`] or takes too long; or if many earlier readings hang.
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     let path = path.to_owned();
-    within(READ_TIME, &READINGS, move || read_regular(&path))
+    within(READ_TIME, &READINGS, move || {
+        read_at_most(open_regular(&path, Links::Followed)?, MAX_BYTES)
+    })
 }
 
-fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
-    if !path.metadata()?.is_file() {
-        return Err(io::Error::other("not a regular file"));
+/// Reads a file that this program wrote itself. Blocks, for 10 seconds at most.
+///
+/// # Errors
+///
+/// As [`read`], with a limit of `max_bytes`. A symbolic link is refused, since the program makes none.
+pub fn read_own(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
+    let path = path.to_owned();
+    within(READ_TIME, &READINGS, move || {
+        read_at_most(open_regular(&path, Links::Refused)?, max_bytes)
+    })
+}
+
+/// What to do where the last part of a path is a symbolic link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Links {
+    /// Open what it leads to.
+    Followed,
+    /// Fail.
+    Refused,
+}
+
+/// Opens a regular file for reading; never waits for the writer of a pipe, and opens no device.
+///
+/// # Errors
+///
+/// If it cannot be opened, or is no regular file.
+pub fn open_regular(path: &Path, links: Links) -> io::Result<File> {
+    let metadata = match links {
+        Links::Followed => path.metadata()?,
+        Links::Refused => path.symlink_metadata()?,
+    };
+    let not_regular = || io::Error::other("not a regular file");
+    // Opening a device can do something by itself.
+    if !metadata.is_file() {
+        return Err(not_regular());
     }
-    // Should a pipe have taken its place meanwhile, nobody is waited for.
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(nix::libc::O_NONBLOCK)
-        .open(path)?;
+    let mut flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    flags.set(OFlag::O_NOFOLLOW, links == Links::Refused);
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
+    // Another one may have taken its place meanwhile.
+    if !file.metadata()?.is_file() {
+        return Err(not_regular());
+    }
+    Ok(file)
+}
+
+fn read_at_most(file: File, max_bytes: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "longer than a mebibyte"));
+    file.take(max_bytes + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > max_bytes {
+        let message = match max_bytes {
+            MAX_BYTES => "longer than a mebibyte".to_owned(),
+            bytes => format!("longer than {bytes} bytes"),
+        };
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
     }
     Ok(bytes)
 }
@@ -117,6 +163,18 @@ mod tests {
         assert!(read(&path).unwrap() == most);
         std::fs::write(&path, [most, vec![7]].concat()).unwrap();
         assert_eq!(read(&path).unwrap_err().to_string(), "longer than a mebibyte");
+    }
+
+    #[test]
+    fn a_file_of_our_own_is_no_link_and_has_its_own_limit() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, link) = (directory.path().join("file"), directory.path().join("link"));
+        std::fs::write(&file, "1234").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        assert_eq!(read_own(&file, 4).unwrap(), b"1234");
+        assert_eq!(read_own(&file, 3).unwrap_err().to_string(), "longer than 3 bytes");
+        assert_eq!(read_own(&link, 4).unwrap_err().to_string(), "not a regular file");
+        assert_eq!(read(&link).unwrap(), b"1234");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::file::sync_directory_of;
 use crate::domain::Timestamp;
+use crate::small_file;
 
 /// What the mark's name adds to the log's. Such a file is never taken for a rotated log.
 pub(super) const SUFFIX: &str = ".recovering";
@@ -45,19 +46,16 @@ impl RecoveryMark {
     ///
     /// # Errors
     ///
-    /// The operating system's, or `InvalidData` where the file holds no moment.
+    /// `InvalidData` where the file holds no moment; otherwise the operating system's, or that it is larger than a mark or
+    /// no regular file. Takes 10 seconds at most.
     pub fn read(&self) -> io::Result<Option<Timestamp>> {
-        let length = match fs::metadata(&self.path) {
+        let bytes = match small_file::read_own(&self.path, MOST_BYTES) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            metadata => metadata?.len(),
+            bytes => bytes?,
         };
-        if length > MOST_BYTES {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        let text = fs::read_to_string(&self.path)?;
-        let moment =
-            Timestamp::parse(text.trim_end()).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        Ok(Some(moment))
+        let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+        let text = String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        Ok(Some(Timestamp::parse(text.trim_end()).map_err(invalid)?))
     }
 
     /// Makes this the moment of the mark; a crash leaves the mark as it was or as it is to be. Its mode is 0600.

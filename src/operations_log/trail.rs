@@ -7,7 +7,7 @@
 //! read in each file, so that they neither hide ours nor hold up the start.
 
 use std::borrow::Cow;
-use std::fs::{self, File, Metadata};
+use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ use uuid::Uuid;
 use super::backwards::LinesBackwards;
 use super::recovery_mark::RecoveryMark;
 use crate::domain::{OperationId, Timestamp};
+use crate::small_file::{Links, open_regular};
 
 /// Most files that are read, the newest first.
 const MOST_FILES: usize = 64;
@@ -295,7 +296,7 @@ impl<'a> Reading<'a> {
 
     /// Reads a file until its lines are too old to matter.
     fn read(&mut self, path: &Path) -> io::Result<ReadTo> {
-        let mut lines = LinesBackwards::new(File::open(path)?)?;
+        let mut lines = LinesBackwards::new(open_regular(path, Links::Followed)?)?;
         let (mut bytes_of_others, mut unread) = (0, lines.unread_bytes());
         while !self.is_exhausted()
             && let Some((line, before)) = lines.next()?
