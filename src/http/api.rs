@@ -352,9 +352,10 @@ impl<S: UseCases> Api<S> {
     ///
     /// `text/csv` is a table with a row for each operation, in the same order and with the same names: all operations,
     /// however many, or at most `limit` of them. It is the history at one version of the user, whatever is added while it
-    /// is sent. A `context` that begins with `=`, `+`, `-`, `@` (in full width too), `'`, a tab or a line break has a `'` in
-    /// front, so that no spreadsheet takes it for a formula. A table that cannot be ended is cut off without the end of its
-    /// transfer, so that no client takes it for a whole one.
+    /// is sent. In a `context`, each `=`, `+`, `-`, `@` (in full width too) or `'` that begins it or follows a comma, `;`, `|`,
+    /// tab or line break has a `'` in front, so that no spreadsheet takes a part of it for a formula, wherever it splits.
+    /// Without these it is the exact text. A table that cannot be ended is cut off without the end of its transfer, so that
+    /// no client takes it for a whole one.
     ///
     /// `text/html` is a page for people: the curve of the balance, the operations, and the way to the next page.
     #[oai(

@@ -55,10 +55,16 @@ async fn table(client: &ServiceClient, path: &str) -> Vec<Row> {
     parsed(&get(client, path, CSV).await.bytes().await.unwrap())
 }
 
-/// A context as it stands in a table.
+/// A context as it stands in a table: marked wherever a spreadsheet could begin a cell with a formula.
 fn unformulated(context: &str) -> String {
-    let is_marked = context.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠', '\'']);
-    format!("{}{context}", if is_marked { "'" } else { "" })
+    let cells = context.split_inclusive([',', ';', '|', '\t', '\r', '\n']);
+    let marked = cells.map(
+        |cell| match cell.starts_with(['=', '+', '-', '@', '＝', '＋', '－', '＠', '\'']) {
+            true => format!("'{cell}"),
+            false => cell.to_owned(),
+        },
+    );
+    marked.collect()
 }
 
 /// The operations of a page in JSON as rows of a table.
