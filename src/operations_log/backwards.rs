@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 /// Bytes of one read.
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// More than the longest line: a context of 4,096 and a user id of 256 characters, each escaped to 6 bytes, and the rest.
+/// More than the longest line: a context of 4,096 and a user id of 256 characters, each escaped to 12 bytes, and the rest.
 /// What is longer is no line of ours and is passed over.
 const LONGEST_LINE_BYTES: usize = 64 << 10;
 

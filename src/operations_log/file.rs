@@ -16,8 +16,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 /// Room for the longest line, which a probe writes in blanks: a context of 4,096 and a user id of 256 characters, each
-/// escaped to 6 bytes, and the rest.
-pub(super) const PROBE_BYTES: usize = 32 << 10;
+/// escaped to 12 bytes, and the rest.
+pub(super) const PROBE_BYTES: usize = 64 << 10;
 
 /// How long a predecessor that still writes the file is waited for at the start.
 pub(super) const LOCK_PATIENCE: Duration = Duration::from_secs(5);

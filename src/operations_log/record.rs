@@ -7,6 +7,7 @@ use std::io;
 
 use serde::{Serialize, Serializer};
 use serde_json::ser::{Formatter, Serializer as JsonSerializer};
+use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 
 use crate::domain::{CallerName, Context, OperationId, Timestamp, UserId};
 
@@ -191,22 +192,32 @@ impl Formatter for OneLine {
         let mut plain_from = 0;
         for (at, character) in fragment.char_indices().filter(|(_, character)| misleads(*character)) {
             writer.write_all(&fragment.as_bytes()[plain_from..at])?;
-            write!(writer, "\\u{:04x}", u32::from(character))?;
+            // Two of them beyond U+FFFF, as JSON has it.
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
             plain_from = at + character.len_utf8();
         }
         writer.write_all(&fragment.as_bytes()[plain_from..])
     }
 }
 
-/// Characters that JSON leaves as they are and that would let a text look like something else: U+0085, U+2028 and U+2029
-/// break lines for readers that follow Unicode, the other C1 controls command terminals, and the bidirectional controls
-/// (U+202A to U+202E, U+2066 to U+2069) make a line read differently from what it says.
+/// Whether JSON leaves the character as it is, and it could make a text look like another one.
+///
+/// U+0085, U+2028 and U+2029 break lines for readers that follow Unicode. The other C1 controls command terminals. Format
+/// characters (category Cf) are invisible or turn the direction of what follows: zero-width spaces and joiners, soft
+/// hyphens, byte order marks, bidirectional controls, tags.
 fn misleads(character: char) -> bool {
-    matches!(character, '\u{7f}'..='\u{9f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    match character {
+        ..'\u{7f}' => false,
+        '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' => true,
+        other => other.general_category() == GeneralCategory::Format,
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::file::PROBE_BYTES;
     use super::*;
     use proptest::prelude::*;
     use serde_json::Value;
@@ -303,9 +314,91 @@ mod tests {
                 '"', '\\', '\n', '\r', '\u{7f}', '\u{9b}', '\u{feff}', '}', '{', ' '
             ]),
             (0u32..0x20).prop_map(|code| char::from_u32(code).unwrap()),
+            prop::sample::select(vec![
+                '\u{ad}',
+                '\u{200b}',
+                '\u{200e}',
+                '\u{feff}',
+                '\u{e0001}',
+                '\u{1d173}'
+            ]),
             prop::sample::select(vec!['\u{85}', '\u{2028}', '\u{2029}', '\u{202e}', '\u{2066}', '\u{1c}']),
         ];
         prop::collection::vec(character, 0..40).prop_map(|characters| characters.into_iter().collect())
+    }
+
+    #[test]
+    fn every_character_of_the_category_cf_is_escaped_and_reads_back() {
+        let is_format = regress::Regex::with_flags(r"^\p{Cf}$", "u").unwrap();
+        let (mut escaped, mut plain) = (Vec::new(), Vec::new());
+        for character in '\u{a0}'..=char::MAX {
+            // The two may be of different versions of Unicode, and neither may miss one.
+            let is_format = is_format.find(character.encode_utf8(&mut [0; 4])).is_some()
+                || character.general_category() == GeneralCategory::Format;
+            match is_format || matches!(character, '\u{2028}' | '\u{2029}') {
+                true => escaped.push(character),
+                false => plain.push(character),
+            }
+        }
+        assert!(escaped.len() > 150, "{}", escaped.len());
+        for few in [
+            '\u{ad}',
+            '\u{200b}',
+            '\u{200e}',
+            '\u{202e}',
+            '\u{feff}',
+            '\u{e0001}',
+            '\u{e007f}',
+        ] {
+            assert!(escaped.contains(&few), "{few:?}");
+        }
+        let user_id = UserId::new("a").unwrap();
+        for (characters, is_escaped) in [(escaped, true), (plain, false)] {
+            for characters in characters.chunks(4_096) {
+                let context: String = characters.iter().collect();
+                let context = Context::new(context).unwrap();
+                let record = Record {
+                    context: Some(&context),
+                    ..read(&user_id)
+                };
+                let line = line(record);
+                match is_escaped {
+                    true => assert!(line.trim_end().bytes().all(|byte| (b' '..=b'~').contains(&byte))),
+                    false => assert!(line.contains(context.as_str())),
+                }
+                let parsed: Value = serde_json::from_str(&line).unwrap();
+                assert_eq!(parsed["context"].as_str(), Some(context.as_str()));
+            }
+        }
+    }
+
+    #[test]
+    fn the_longest_line_fits_the_room_that_a_probe_keeps_for_it() {
+        let longest = |characters| "\u{e0001}".repeat(characters);
+        let (user_id, context) = (
+            UserId::new(longest(256)).unwrap(),
+            Context::new(longest(4_096)).unwrap(),
+        );
+        let caller = CallerName::new("c".repeat(128)).unwrap();
+        let moment = Timestamp::parse("2026-01-31T12:00:00.123456Z").unwrap();
+        let record = Record {
+            operation: OperationName::ChangeBalance,
+            outcome: Outcome::Problem("idempotency_key_reused"),
+            timestamp: Some(moment),
+            known_at: Some(moment),
+            operation_id: Some(OperationId(Uuid::max())),
+            balance_change: Some(i64::MIN),
+            context: Some(&context),
+            balance: Some(i64::MIN),
+            available: Some(i64::MIN),
+            shortfall: Some(u64::MAX),
+            dry_run: true,
+            caller: Some(&caller),
+            ..read(&user_id)
+        };
+        let mut line = record.to_line(&moment.to_rfc3339_microseconds(), &longest(128));
+        mark_recovered(&mut line);
+        assert!(line.len() <= PROBE_BYTES, "{}", line.len());
     }
 
     proptest! {

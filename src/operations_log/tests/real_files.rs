@@ -101,15 +101,15 @@ async fn blanks_that_a_crash_left_of_a_probe_are_cut_off_and_nothing_else_is() {
     let line = "{\"operationId\":\"00000000-0000-0000-0000-000000000007\"}\n";
     let blanks = |count| " ".repeat(count);
     for (before, kept) in [
-        (format!("{line}{}", blanks(32 << 10)), line.to_owned()),
+        (format!("{line}{}", blanks(64 << 10)), line.to_owned()),
         (format!("{line} "), line.to_owned()),
-        (blanks(32 << 10), String::new()),
+        (blanks(64 << 10), String::new()),
         (line.to_owned(), line.to_owned()),
         // A torn line may end in blanks of its own.
         (format!("{line}{{\"at "), format!("{line}{{\"at \n")),
         (
-            format!("{line}{}", blanks(40 << 10)),
-            format!("{line}{}\n", blanks(40 << 10)),
+            format!("{line}{}", blanks(72 << 10)),
+            format!("{line}{}\n", blanks(72 << 10)),
         ),
     ] {
         let directory = Directory::new();
