@@ -166,7 +166,7 @@ impl TlsParameters {
     pub(super) fn read(self, default_roots: Option<&Path>) -> Result<DatabaseTls, ConfigError> {
         let is_system = self.roots.as_deref() == Some(Path::new("system"));
         let asked = match self.mode.as_deref() {
-            Some(text) => SslMode::parse(text).ok_or(invalid(MODE_ALLOWED))?,
+            Some(text) => SslMode::parse(text).ok_or_else(|| no_mode(text))?,
             None if is_system => SslMode::VerifyFull,
             None => SslMode::Prefer,
         };
@@ -203,7 +203,7 @@ pub(super) fn default_roots() -> Option<PathBuf> {
 }
 
 /// What stands before the parameters, and these. A password may hold a question mark.
-fn split_query(url: &str) -> Option<(&str, &str)> {
+pub(super) fn split_query(url: &str) -> Option<(&str, &str)> {
     let authority = url.find("://")? + 3;
     let host = url[authority..].find('@').map_or(authority, |at| authority + at + 1);
     let mark = host + url[host..].find('?')?;
@@ -219,6 +219,19 @@ fn unusable(error: TlsFileError) -> ConfigError {
         variable: VARIABLE,
         error,
         allowed: FILE_ALLOWED,
+    }
+}
+
+/// Shows what stands in the place of a mode if that is a word.
+fn no_mode(text: &str) -> ConfigError {
+    let is_word = text.len() <= 20 && text.bytes().all(|byte| byte.is_ascii_alphabetic() || byte == b'-');
+    match is_word {
+        true => ConfigError::Parameter {
+            variable: VARIABLE,
+            parameter: format!("sslmode={text}"),
+            allowed: MODE_ALLOWED,
+        },
+        false => invalid(MODE_ALLOWED),
     }
 }
 

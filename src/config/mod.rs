@@ -16,6 +16,7 @@
 //! | [`HttpConfig`] | `LISTEN`, `CONNECTIONS`, `IDLE_TIMEOUT_MS`, `CLIENT_TIMEOUT_MS`, `SHUTDOWN_DELAY_MS`, `SHUTDOWN_TIMEOUT_MS`, `TLS_CERT`, `TLS_KEY` |
 
 mod arguments;
+mod database_parameters;
 mod database_tls;
 mod urls;
 
@@ -52,6 +53,16 @@ pub enum ConfigError {
         /// The environment variable; the flag has the same name.
         variable: &'static str,
         /// What can be given instead, with an example.
+        allowed: &'static str,
+    },
+    /// A parameter within the variable's value is not allowed. The rest of the value may hold a secret.
+    #[error("{variable}: the parameter {parameter} is not allowed; give {allowed}")]
+    Parameter {
+        /// The environment variable; the flag has the same name.
+        variable: &'static str,
+        /// The parameter's name and, unless it may be a secret, its value.
+        parameter: String,
+        /// What can be given instead.
         allowed: &'static str,
     },
     /// The variable's value is not text. It may hold a secret.

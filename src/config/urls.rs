@@ -6,6 +6,7 @@ use std::str::FromStr;
 use tokio_postgres::config::{Host, SslMode as ClientMode};
 use url::Url;
 
+use super::database_parameters::refused_parameter;
 use super::database_tls::{TlsParameters, default_roots};
 use super::{ConfigError, DatabaseTls, SslMode};
 
@@ -29,7 +30,8 @@ impl DatabaseUrl {
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let invalid = |allowed| invalid("DATABASE_URL", text, allowed);
         let (url, parameters) = TlsParameters::take_from(text)?;
-        let mut client = tokio_postgres::Config::from_str(&url).map_err(|_| invalid(DATABASE_URL_ALLOWED))?;
+        let mut client = tokio_postgres::Config::from_str(&url)
+            .map_err(|_| refused_parameter("DATABASE_URL", &url).unwrap_or_else(|| invalid(DATABASE_URL_ALLOWED)))?;
         if client.get_hosts().is_empty() {
             return Err(invalid(DATABASE_URL_ALLOWED));
         }

@@ -177,6 +177,26 @@ fn a_wrong_or_missing_url_is_named_and_not_shown() {
 }
 
 #[test]
+fn a_parameter_of_database_url_that_is_not_taken_is_named() {
+    for command in ["serve", "migrate", "verify"] {
+        for (parameter, allowed) in [
+            ("target_session_attrs=primary", "read-write"),
+            ("pgbouncer=true", "no other parameters than user"),
+        ] {
+            for url in [
+                format!("postgres://balance:hunter2@localhost/balance?{parameter}"),
+                format!("host=localhost password=hunter2 {parameter}"),
+            ] {
+                let line = one_line(&run(&[command], &[&GOOD[..], &[("DATABASE_URL", &url)]].concat()));
+                let expected =
+                    format!("balance: DATABASE_URL: the parameter {parameter} is not allowed; give {allowed}");
+                assert!(line.starts_with(&expected), "{line}");
+            }
+        }
+    }
+}
+
+#[test]
 fn the_stand_in_names_a_wrong_value_too() {
     for (variable, value) in [
         ("STAND_IN_LISTEN", "localhost"),
