@@ -137,7 +137,7 @@ pub async fn run(
     }
     let metrics = Arc::new(Metrics::new());
     let approver = Approver::new(&config.approver, Arc::clone(&metrics)).map_err(ReplicaError::Approver)?;
-    let store = Store::new(&config.database, SegmentLength::DEFAULT);
+    let store = Store::new(&config.database, SegmentLength::DEFAULT, Arc::clone(&metrics));
     let hangup = signal(SignalKind::hangup()).map_err(ReplicaError::Signals)?;
     let reload = signal(SignalKind::hangup()).map_err(ReplicaError::Signals)?;
     let renewal = signal(SignalKind::hangup()).map_err(ReplicaError::Signals)?;

@@ -62,7 +62,7 @@ impl UseCases for Ceiling {
 
     async fn readiness(&self) -> Readiness {
         Readiness {
-            store: Ok(StoreReadiness::Ready),
+            store: Arc::new(Ok(StoreReadiness::Ready)),
             log: Ok(()),
         }
     }

@@ -206,7 +206,7 @@ impl UseCases for Plain {
 
     async fn readiness(&self) -> Readiness {
         Readiness {
-            store: Ok(StoreReadiness::Ready),
+            store: Arc::new(Ok(StoreReadiness::Ready)),
             log: self.log.health(),
         }
     }

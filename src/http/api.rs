@@ -194,7 +194,7 @@ impl<S: UseCases> Api<S> {
         readiness
             .log
             .map_err(|failure| format!("Operations are not answered: {failure}."))?;
-        match readiness.store {
+        match &*readiness.store {
             Ok(StoreReadiness::Ready) => Ok(Success(Status {
                 status: "ready".to_owned(),
             })),
@@ -204,16 +204,13 @@ impl<S: UseCases> Api<S> {
             Ok(StoreReadiness::NoRights) => Err(
                 "The database role may not do all that the service does; run env/roles.sql on the database.".to_owned(),
             ),
-            Ok(StoreReadiness::ReadOnly) => {
-                Err("The database is read-only; point DATABASE_URL at the primary.".to_owned())
+            Err(StoreError::NoConnection(failure)) => Err(match failure.remedy() {
+                Some(remedy) => format!("The database cannot be used: {failure}; {remedy}."),
+                None => format!("The database cannot be used: {failure}."),
+            }),
+            Err(error @ (StoreError::Refused(_) | StoreError::Failed(_) | StoreError::TimedOut | StoreError::Busy)) => {
+                Err(format!("The database does not answer: {error}."))
             }
-            Err(StoreError::NoneLeft) => Err(
-                "The database has no connection left; raise its max_connections, or the limit of the role.".to_owned(),
-            ),
-            Err(StoreError::Insecure(failure)) => {
-                Err(format!("There is no secure connection to the database: {failure}."))
-            }
-            Err(error) => Err(format!("The database does not answer: {error}.")),
         }
     }
 }

@@ -32,6 +32,8 @@ pub(super) struct Pending {
     pub(super) in_doubt: Option<i64>,
     /// Whether a reading has passed it over for another one deep in the past.
     pub(super) passed_over: bool,
+    /// Whether PostgreSQL refused a commit of several changes of the user, so that this one is committed by itself.
+    pub(super) stands_apart: bool,
     /// What it was asked by, if that is known.
     pub(super) request: Option<Arc<RequestContext>>,
     caller: Caller,
@@ -78,6 +80,7 @@ impl Pending {
             deadline,
             in_doubt: None,
             passed_over: false,
+            stands_apart: false,
             request,
             caller: Caller {
                 slot,

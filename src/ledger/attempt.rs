@@ -10,9 +10,9 @@ use super::contention::Contended;
 use super::{Answer, SHARED_GRACE, Unavailable, judge};
 use crate::causes::causes;
 use crate::domain::{Changes, Entry, OperationId, UserId};
-use crate::metrics::{BatchKind, Metrics, RetryReason, Statement};
+use crate::metrics::{BatchKind, Metrics, RetryReason};
 use crate::store::{
-    CommitError, CommitOutcome, Commitment, Group, GroupCommit, LedgerStore, Reach, StoreError, UserState, repeat_read,
+    CommitError, CommitOutcome, Commitment, Group, GroupCommit, LedgerStore, Reach, StoreError, UserState,
 };
 use crate::telemetry::{RequestContext, caused_by, shared_by};
 
@@ -70,11 +70,11 @@ impl UserChanges {
         }
     }
 
-    /// Answers those for whom a reading has failed. What is in doubt stays so until the database answers; and where only
-    /// time ran out, which may have been another's, those with time left are tried again.
-    fn give_up(&mut self, reason: Unavailable, out_of_time: bool, answers: &mut Answers) {
+    /// Answers those for whom a reading has failed. What is in doubt stays so until the database answers; and where it may
+    /// have failed because of others, those with time left are tried again.
+    fn give_up(&mut self, reason: Unavailable, due_to_others: bool, answers: &mut Answers) {
         let now = Instant::now();
-        let again = |pending: &Pending| pending.in_doubt.is_some() || (out_of_time && pending.deadline > now);
+        let again = |pending: &Pending| pending.in_doubt.is_some() || (due_to_others && pending.deadline > now);
         for pending in self.changes.extract_if(.., |pending| !again(pending)) {
             answers.push(pending, Err(reason.into()));
         }
@@ -119,6 +119,11 @@ impl Judged {
             let is_repeat = pending.key().is_some_and(|key| state.earlier.contains_key(key));
             if !is_repeat && !state.covers(&pending.proposal.operation) {
                 pending.passed_over = true;
+                group.changes.push(pending);
+                continue;
+            }
+            let stands_apart = pending.stands_apart || accepted.iter().any(|(pending, _)| pending.stands_apart);
+            if stands_apart && !accepted.is_empty() {
                 group.changes.push(pending);
                 continue;
             }
@@ -225,11 +230,12 @@ impl<S: LedgerStore> Recorder<S> {
         let (places, states) = match self.read(groups, reach, deadline).await {
             Ok(read) => read,
             Err(error) => {
-                let out_of_time = error.is_out_of_time();
+                // A user whose rows PostgreSQL cannot read fails alone.
+                let due_to_others = error.is_out_of_time() || (error.is_refusal() && groups.len() > 1);
                 let reason = caused_by(requests(groups), || Unavailable::from(error));
                 return groups
                     .iter_mut()
-                    .for_each(|group| self.give_up(group, reason, out_of_time, answers));
+                    .for_each(|group| self.give_up(group, reason, due_to_others, answers));
             }
         };
         let mut judged = Vec::with_capacity(places.len());
@@ -242,9 +248,9 @@ impl<S: LedgerStore> Recorder<S> {
                     judged.push(Judged::of(place, group, state, answers));
                 }
                 Err(error) => {
-                    let out_of_time = error.is_out_of_time();
+                    let due_to_others = error.is_out_of_time();
                     let reason = caused_by(group.requests(), || Unavailable::from(error));
-                    self.give_up(group, reason, out_of_time, answers);
+                    self.give_up(group, reason, due_to_others, answers);
                 }
             }
         }
@@ -253,8 +259,8 @@ impl<S: LedgerStore> Recorder<S> {
         self.metrics.ledger.batch_took(BatchKind::Commit, began.elapsed());
     }
 
-    fn give_up(&self, group: &mut UserChanges, reason: Unavailable, out_of_time: bool, answers: &mut Answers) {
-        group.give_up(reason, out_of_time, answers);
+    fn give_up(&self, group: &mut UserChanges, reason: Unavailable, due_to_others: bool, answers: &mut Answers) {
+        group.give_up(reason, due_to_others, answers);
         self.metrics.ledger.retried(RetryReason::NotRead, group.changes.len());
     }
 
@@ -269,10 +275,7 @@ impl<S: LedgerStore> Recorder<S> {
         let (places, asked): (Vec<_>, Vec<_>) = numbered
             .filter_map(|(place, group)| Some((place, group.group()?)))
             .unzip();
-        let states = repeat_read(deadline, || {
-            let reading = self.store.states(&asked, reach, deadline);
-            self.metrics.database.statement(Statement::ReadUsers, reading)
-        });
+        let states = self.store.states(&asked, reach, deadline);
         Ok((places, shared_by(requests(groups), states).await?))
     }
 
@@ -290,11 +293,7 @@ impl<S: LedgerStore> Recorder<S> {
         if operations.is_empty() {
             return Ok(HashMap::new());
         }
-        repeat_read(deadline, || {
-            let looking = self.store.stored_among(&group.user_id, &operations, deadline);
-            self.metrics.database.statement(Statement::FindStored, looking)
-        })
-        .await
+        self.store.stored_among(&group.user_id, &operations, deadline).await
     }
 
     async fn commit(&self, judged: Vec<Judged>, groups: &mut [UserChanges], answers: &mut Answers, deadline: Instant) {
@@ -313,7 +312,6 @@ impl<S: LedgerStore> Recorder<S> {
         let operations = judged.iter().map(|judged| judged.accepted.len()).sum();
         self.metrics.ledger.batch(BatchKind::Commit, operations);
         let committing = self.store.commit(&commits, &self.instance, deadline);
-        let committing = self.metrics.database.statement(Statement::Commit, committing);
         let outcome = shared_by(judged.iter().flat_map(Judged::requests), committing).await;
         drop(commits);
         let is_alone = judged.len() == 1;
@@ -333,10 +331,15 @@ impl<S: LedgerStore> Recorder<S> {
                 }
             }
             Err(CommitError::NotStored(error)) => {
+                let is_refusal = error.is_refusal();
                 let reason = caused_by(judged.iter().flat_map(Judged::requests), || Unavailable::from(error));
-                for judged in judged {
+                for mut judged in judged {
                     let group = &mut groups[judged.place];
-                    let again = if is_alone {
+                    let again = if is_alone && is_refusal && judged.accepted.len() > 1 {
+                        // It may be due to one of them; each is committed by itself.
+                        judged.accepted.iter_mut().for_each(|(pending, _)| pending.stands_apart = true);
+                        judged.again(group, reason)
+                    } else if is_alone {
                         judged.not_stored(group, reason, answers)
                     } else {
                         // It may be due to another user's; each is tried by itself.

@@ -81,11 +81,9 @@ impl From<StoreError> for Unavailable {
     fn from(error: StoreError) -> Self {
         tracing::warn!("PostgreSQL failed: {}", causes(&error));
         match error {
-            StoreError::Unreachable(_)
-            | StoreError::Insecure(_)
-            | StoreError::NoneLeft
-            | StoreError::Failed(_)
-            | StoreError::TimedOut => Unavailable::Database,
+            StoreError::NoConnection(_) | StoreError::Refused(_) | StoreError::Failed(_) | StoreError::TimedOut => {
+                Unavailable::Database
+            }
             StoreError::Busy => Unavailable::Overloaded,
         }
     }

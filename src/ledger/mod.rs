@@ -36,9 +36,9 @@ use tokio::time::{Instant, timeout};
 
 use crate::config::LedgerConfig;
 use crate::domain::{Entry, IdempotencyKey, Operation, OperationId, Timeline, UserId};
-use crate::metrics::{Metrics, Statement};
+use crate::metrics::Metrics;
 use crate::operations_log::{OperationsLog, Slot};
-use crate::store::{EarlierOperation, Group, LedgerStore, Reach, Reading, Store, StoreError, repeat_read};
+use crate::store::{EarlierOperation, Group, LedgerStore, Reach, Reading, Store, StoreError};
 use crate::telemetry::RequestContext;
 use attempt::Recorder;
 use lanes::Lanes;
@@ -121,7 +121,6 @@ pub type Answer = Result<Recorded, ChangeError>;
 /// The way into the store and out of it.
 pub struct Ledger<S = Store> {
     store: Arc<S>,
-    metrics: Arc<Metrics>,
     log: OperationsLog,
     lanes: Lanes,
     readings: Readings,
@@ -143,7 +142,6 @@ impl<S: LedgerStore> Ledger<S> {
             lanes: Lanes::start(&Arc::new(recorder), config, batches_apart),
             readings: Readings::start(&store, &metrics, config),
             store,
-            metrics,
             log,
         }
     }
@@ -205,10 +203,7 @@ impl<S: LedgerStore> Ledger<S> {
 
     async fn look_at(&self, proposal: &Proposal, deadline: Instant) -> Result<Result<Entry, Answer>, StoreError> {
         let group = [Group::of(&proposal.operation, proposal.idempotency_key.as_ref())];
-        let read = repeat_read(deadline, || {
-            let reading = self.store.states(&group, Reach::Unlimited, deadline);
-            self.metrics.database.statement(Statement::ReadUsers, reading)
-        });
+        let read = self.store.states(&group, Reach::Unlimited, deadline);
         let Some(mut state) = read.await?.into_iter().next() else {
             return Ok(Err(Err(Unavailable::Internal.into())));
         };

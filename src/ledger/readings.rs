@@ -2,6 +2,7 @@
 //!
 //! Each figure has a queue and tasks of its own, so that those that take longer never hold up balances, which are the bulk.
 
+use std::iter::repeat_n;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -13,14 +14,17 @@ use super::answers::LOG_GRACE;
 use super::{Backlog, Place, SHARED_GRACE, Unavailable, Waiting, take_waiting};
 use crate::config::LedgerConfig;
 use crate::domain::{CallerName, Timestamp, UserId};
-use crate::metrics::{BatchKind, Metrics, Statement};
+use crate::metrics::{BatchKind, Metrics};
 use crate::operations_log::{Lines, OperationName, Outcome, Record, Written};
-use crate::store::{LedgerStore, Reading, StoreError, repeat_read};
+use crate::store::{LedgerStore, Reading, StoreError};
 use crate::telemetry::{RequestContext, caused_by, shared_by};
 
 /// The most figures of one statement: more than are asked for at once in any but the greatest rush, and few enough for a
 /// statement to end in a few milliseconds.
 const MAX_TOGETHER: usize = 1_024;
+
+/// How often a batch that PostgreSQL refuses is divided: enough to find a few questions among the most there can be.
+const MOST_REFUSALS: u32 = 64;
 
 /// What is asked of a user as of a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,57 +187,57 @@ impl<S: LedgerStore> Reader<S> {
         let now = Instant::now();
         let (in_time, late): (Vec<_>, Vec<_>) =
             together.into_iter().partition(|question| question.place.deadline > now);
-        answer(late, Err(Unavailable::Overloaded)).await;
+        let too_late = vec![Err(Unavailable::Overloaded); late.len()];
+        answer(late, too_late).await;
         // Should it panic, the questions are still here, and get their lines.
-        let reading = AssertUnwindSafe(self.read(&in_time)).catch_unwind();
+        let reading = AssertUnwindSafe(shared_by(requests(&in_time), self.read(&in_time))).catch_unwind();
         let readings = reading.await.unwrap_or_else(|_| {
             caused_by(requests(&in_time), || {
                 tracing::error!("a batch of questions was not read")
             });
-            Err(Unavailable::Internal)
+            vec![Err(Unavailable::Internal); in_time.len()]
         });
         self.metrics.ledger.batch_took(BatchKind::Read, now.elapsed());
         answer(in_time, readings).await;
     }
 
-    async fn read(&self, questions: &[Asked]) -> Result<Vec<Reading>, Unavailable> {
+    /// A reading for each question, in their order. Where PostgreSQL refuses a statement, each half of it is asked by itself:
+    /// a user whose rows it cannot compute with fails alone.
+    async fn read(&self, questions: &[Asked]) -> Vec<Result<Reading, Unavailable>> {
         let Some(first) = questions.iter().map(|question| question.place.deadline).min() else {
-            return Ok(Vec::new());
+            return Vec::new();
         };
         let deadline = first.max(Instant::now() + SHARED_GRACE);
-        let read = shared_by(requests(questions), self.statement(questions, deadline)).await;
-        let readings = read.map_err(|error| caused_by(requests(questions), || Unavailable::from(error)))?;
-        if readings.len() == questions.len() {
-            Ok(readings)
-        } else {
-            tracing::error!(
-                asked = questions.len(),
-                answered = readings.len(),
-                "not as many figures as asked for"
-            );
-            Err(Unavailable::Internal)
+        let mut readings = Vec::with_capacity(questions.len());
+        // The next part is the last.
+        let (mut parts, mut refusals) = (vec![questions], 0);
+        while let Some(part) = parts.pop() {
+            match self.statement(part, deadline).await {
+                Ok(read) if read.len() == part.len() => readings.extend(read.into_iter().map(Ok)),
+                Ok(read) => {
+                    tracing::error!(asked = part.len(), answered = read.len(), "not as many figures as asked for");
+                    readings.extend(repeat_n(Err(Unavailable::Internal), part.len()));
+                }
+                Err(error) if error.is_refusal() && part.len() > 1 && refusals < MOST_REFUSALS => {
+                    refusals += 1;
+                    let (first, second) = part.split_at(part.len() / 2);
+                    parts.extend([second, first]);
+                }
+                Err(error) => {
+                    let reason = caused_by(requests(part), || Unavailable::from(error));
+                    readings.extend(repeat_n(Err(reason), part.len()));
+                }
+            }
         }
+        readings
     }
 
     async fn statement(&self, questions: &[Asked], deadline: Instant) -> Result<Vec<Reading>, StoreError> {
         let user_ids: Vec<_> = questions.iter().map(|asked| asked.question.user_id.as_str()).collect();
         let moments: Vec<_> = questions.iter().map(|asked| asked.question.at).collect();
-        let statements = &self.metrics.database;
         match self.figure {
-            Figure::Balance => {
-                let read = || {
-                    let reading = self.store.balances_at(&user_ids, &moments, deadline);
-                    statements.statement(Statement::ReadBalances, reading)
-                };
-                repeat_read(deadline, read).await
-            }
-            Figure::Available => {
-                let read = || {
-                    let reading = self.store.available_at(&user_ids, &moments, deadline);
-                    statements.statement(Statement::ReadAvailable, reading)
-                };
-                repeat_read(deadline, read).await
-            }
+            Figure::Balance => self.store.balances_at(&user_ids, &moments, deadline).await,
+            Figure::Available => self.store.available_at(&user_ids, &moments, deadline).await,
         }
     }
 }
@@ -244,17 +248,13 @@ fn requests(questions: &[Asked]) -> impl Iterator<Item = Option<&Arc<RequestCont
 }
 
 /// Writes the lines, then tells who asked.
-async fn answer(questions: Vec<Asked>, readings: Result<Vec<Reading>, Unavailable>) {
+async fn answer(questions: Vec<Asked>, readings: Vec<Result<Reading, Unavailable>>) {
     let Some(first) = questions.iter().map(|question| question.place.deadline).min() else {
         return;
     };
     let mut lines = Lines::now();
     let mut waiting = Vec::with_capacity(questions.len());
-    for (index, asked) in questions.into_iter().enumerate() {
-        let reading = readings
-            .as_ref()
-            .map(|readings| readings[index])
-            .map_err(|error| *error);
+    for (asked, reading) in questions.into_iter().zip(readings) {
         let Asked {
             question,
             place,

@@ -60,7 +60,7 @@ impl Label for BatchKind {
     }
 }
 
-/// A statement that operations wait for.
+/// A statement, by what it is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Statement {
     /// Reads balances.
@@ -79,6 +79,10 @@ pub enum Statement {
     ReadHistory,
     /// Reads a page of a history as it was known at an earlier moment.
     ReadKnownHistory,
+    /// Looks for changes whose lines an earlier run did not write.
+    FindUnlogged,
+    /// Checks schema and rights for `/readyz`.
+    CheckReadiness,
 }
 
 impl Label for Statement {
@@ -91,6 +95,8 @@ impl Label for Statement {
         Self::Commit,
         Self::ReadHistory,
         Self::ReadKnownHistory,
+        Self::FindUnlogged,
+        Self::CheckReadiness,
     ];
 
     fn label(self) -> &'static str {
@@ -103,6 +109,8 @@ impl Label for Statement {
             Statement::Commit => "commit",
             Statement::ReadHistory => "read_history",
             Statement::ReadKnownHistory => "read_known_history",
+            Statement::FindUnlogged => "find_unlogged",
+            Statement::CheckReadiness => "check_readiness",
         }
     }
 }

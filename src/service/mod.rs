@@ -23,7 +23,7 @@ pub use streams::HistoryStream;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::approver::Approver;
@@ -36,8 +36,10 @@ use crate::store::{Store, StoreError, StoreReadiness};
 use crate::telemetry;
 use turns::{SharedTurns, Turns};
 
-/// How long PostgreSQL may take to show that it is ready.
-const READINESS_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long PostgreSQL may take to show that it is ready: a little more than opening a connection may take.
+const READINESS_TIMEOUT: Duration = Duration::from_millis(1_750);
+/// How long one look at PostgreSQL serves all who ask whether it is ready.
+const READINESS_SHARED: Duration = Duration::from_millis(250);
 
 /// One replica's service: stateless but for what is under way.
 pub struct Service {
@@ -56,6 +58,8 @@ pub struct Service {
     dry_runs: Turns,
     /// Histories that may be streamed at once.
     streams: Arc<Semaphore>,
+    /// The last look at PostgreSQL's readiness, and when it ended.
+    readiness: Mutex<Option<(Instant, StoredReadiness)>>,
 }
 
 /// What a service does, as it is offered over HTTP. [`Service`] does it; the benchmarks have others, to tell what the store
@@ -118,11 +122,14 @@ impl UseCases for Service {
     }
 }
 
+/// What PostgreSQL answers; shared by all who ask at about the same time.
+pub type StoredReadiness = Arc<Result<StoreReadiness, StoreError>>;
+
 /// Whether the dependencies answer.
 #[derive(Debug)]
 pub struct Readiness {
     /// PostgreSQL.
-    pub store: Result<StoreReadiness, StoreError>,
+    pub store: StoredReadiness,
     /// The operations log.
     pub log: Result<(), LogFailure>,
 }
@@ -166,6 +173,7 @@ impl Service {
             known,
             dry_runs,
             streams,
+            readiness: Mutex::default(),
         }
     }
 
@@ -173,9 +181,22 @@ impl Service {
     /// go on when it is away, and taking every replica out of service would end them.
     pub async fn readiness(&self) -> Readiness {
         Readiness {
-            store: self.store.readiness(Instant::now() + READINESS_TIMEOUT).await,
+            store: self.store_readiness().await,
             log: self.log.health(),
         }
+    }
+
+    /// Those who ask meanwhile wait for the same answer.
+    async fn store_readiness(&self) -> StoredReadiness {
+        let mut last = self.readiness.lock().await;
+        if let Some((looked_at, readiness)) = &*last
+            && looked_at.elapsed() < READINESS_SHARED
+        {
+            return Arc::clone(readiness);
+        }
+        let readiness = Arc::new(self.store.readiness(Instant::now() + READINESS_TIMEOUT).await);
+        *last = Some((Instant::now(), Arc::clone(&readiness)));
+        readiness
     }
 
     /// Waits until no operation is under way.

@@ -8,9 +8,8 @@ use super::turns::Turns;
 use super::{Admission, Service, Unavailable, now, write_line};
 use crate::domain::{CallerName, Timestamp, UserId};
 use crate::ledger::{Figure, Question};
-use crate::metrics::Statement;
 use crate::operations_log::{OperationName, Outcome, Record};
-use crate::store::{HistoryEntry, HistoryOrder, HistoryQuery, Place, Reading, Standing, StoredPage, repeat_read};
+use crate::store::{HistoryEntry, HistoryOrder, HistoryQuery, Place, Reading, Standing, StoredPage};
 use crate::telemetry;
 
 /// Which figure is asked for.
@@ -200,10 +199,7 @@ impl Service {
         deadline: Instant,
     ) -> Result<Reading, Unavailable> {
         let (user_id, at, known_at) = ([question.user_id.as_str()], [question.at], [known_at]);
-        let reading = repeat_read(deadline, || {
-            let reading = self.store.balances_known_at(&user_id, &at, &known_at, deadline);
-            self.metrics.database.statement(Statement::ReadKnownBalance, reading)
-        });
+        let reading = self.store.balances_known_at(&user_id, &at, &known_at, deadline);
         let reading = async { reading.await?.into_iter().next().ok_or(Unavailable::Internal) };
         self.known.take(deadline, reading).await
     }
@@ -246,15 +242,7 @@ impl Service {
         turns: &Turns,
         deadline: Instant,
     ) -> Result<StoredPage, Unavailable> {
-        let statement = match query.known_at {
-            None => Statement::ReadHistory,
-            Some(_) => Statement::ReadKnownHistory,
-        };
-        let reading = repeat_read(deadline, || {
-            let reading = self.store.history(query, deadline);
-            self.metrics.database.statement(statement, reading)
-        });
-        let reading = async { reading.await.map_err(Unavailable::from) };
+        let reading = async { self.store.history(query, deadline).await.map_err(Unavailable::from) };
         turns.take(deadline, reading).await
     }
 

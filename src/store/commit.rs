@@ -1,16 +1,17 @@
 //! The conditional commit: one statement moves users, each from one version to a later one, with all that belongs to it.
 
+use std::ops::ControlFlow;
+
 use diesel::data_types::PgTimestamp;
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
-use diesel_async::RunQueryDsl;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::connections::StatementError;
 use super::conversion::{to_postgres, to_stored_count};
-use super::error::{CommitFailure, classify};
 use super::statement::statement;
-use super::{CommitError, Store, StoreError};
+use super::{CommitError, Store};
+use crate::metrics::Statement;
 use crate::domain::{CallerName, Changes, Entry, IdempotencyKey, Operation};
 
 /// The statements below differ in what they write beside the operations, since planning, starting and ending what has
@@ -232,30 +233,34 @@ impl Store {
         if columns.order.is_empty() {
             return Ok(outcomes);
         }
-        let lease = self.connections.lease(deadline).await;
-        let mut lease = lease.map_err(CommitError::NotStored)?;
-        let connection = lease.connection();
-        // The row comes before the commit, which PostgreSQL does when the statement has ended and may still fail, as when it
-        // is shut down. `load` waits for the end, where `get_result` would take the row for it.
-        let result: Result<Result<Vec<(Vec<i64>,)>, _>, _> = if columns.are_plain() {
-            timeout_at(deadline, PlainCommit::of(&columns, instance).load(connection)).await
-        } else {
-            timeout_at(deadline, Commit::of(&columns, instance).load(connection)).await
-        };
-        match lease.end(result) {
-            Ok(rows) => {
-                for number in rows.into_iter().flat_map(|(won,)| won) {
-                    outcomes[columns.index_of(number)] = CommitOutcome::Stored;
+        let committing = async {
+            let mut won = Vec::new();
+            let take = |(numbers,): (Vec<i64>,)| {
+                won.extend(numbers);
+                ControlFlow::Continue(())
+            };
+            let connections = &self.connections;
+            let ended = match columns.are_plain() {
+                true => connections.run(PlainCommit::of(&columns, instance), deadline, take).await,
+                false => connections.run(Commit::of(&columns, instance), deadline, take).await,
+            };
+            match ended {
+                Ok(()) => Ok(won),
+                // Nothing of any group was stored.
+                Err(StatementError::Conflict(_)) => Ok(Vec::new()),
+                Err(error @ (StatementError::Broken(_) | StatementError::TimedOut)) => {
+                    Err(CommitError::InDoubt(error.into()))
                 }
-                Ok(outcomes)
+                Err(
+                    error @ (StatementError::NotSent(_) | StatementError::Refused(_) | StatementError::Unfit(_)),
+                ) => Err(CommitError::NotStored(error.into())),
             }
-            Err(StatementError::TimedOut) => Err(CommitError::InDoubt(StoreError::TimedOut)),
-            Err(StatementError::Failed(error)) => match classify(&error) {
-                CommitFailure::Conflict => Ok(outcomes),
-                CommitFailure::NotStored => Err(CommitError::NotStored(StoreError::Failed(error))),
-                CommitFailure::InDoubt => Err(CommitError::InDoubt(StoreError::Failed(error))),
-            },
+        };
+        let metrics = &self.connections.metrics.database;
+        for number in metrics.statement(Statement::Commit, committing).await? {
+            outcomes[columns.index_of(number)] = CommitOutcome::Stored;
         }
+        Ok(outcomes)
     }
 }
 

@@ -1,43 +1,41 @@
-//! Connections to PostgreSQL: how one is opened, how many there are, and when one is thrown away.
+//! The one way to run a statement: it takes a connection, keeps the deadline, and sorts what can go wrong.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool::Runtime;
-use deadpool::managed::Object as PoolObject;
-use diesel::ConnectionError;
+use deadpool::managed::{Object, Pool, PoolError};
+use diesel::deserialize::FromSqlRow;
+use diesel::pg::Pg;
+use diesel::query_builder::{Query, QueryFragment, QueryId};
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
-use diesel_async::pooled_connection::deadpool::{Object, Pool};
-use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, PoolError, RecyclingMethod};
-use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
-use futures_util::FutureExt;
-use tokio::time::error::Elapsed;
-use tokio::time::{Instant, timeout_at};
-use tokio_postgres::Client;
-use tokio_postgres::config::TargetSessionAttrs;
-use tokio_postgres::error::SqlState;
+use diesel_async::{AsyncConnectionCore, AsyncPgConnection, SimpleAsyncConnection};
+use futures_util::TryStreamExt;
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::StoreError;
-use super::encryption::{Encryption, tls_failure};
+use super::opening::{Opener, PooledConnection};
+use super::statement::failed_condition;
+use super::trust::Trust;
+use super::{ConnectionFailure, StoreError};
 use crate::config::DatabaseConfig;
+use crate::metrics::{Metrics, Statement};
 use crate::retry::Pauses;
-use crate::tls::TlsFailure;
 
-/// How long opening a connection may take, and how long one is waited for when all are in use.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a connection is waited for when all are in use.
+const LEASE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a connection may take to show that it outlived an error.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often a read is tried: enough for connections that a restart of PostgreSQL has broken.
+const READ_ATTEMPTS: u32 = 3;
+/// How often a read is tried that PostgreSQL refuses: once more for one that an administrator cancelled.
+const REFUSED_READ_ATTEMPTS: u32 = 2;
 
-/// How such an error begins. diesel's error of a connection holds a text and nothing else that could be told apart.
-const NONE_LEFT: &str = "no connection left";
-
-/// What PostgreSQL itself enforces, should we be cut off from it in the middle of a statement; and how it plans. Every
-/// statement leads from users to their rows by the primary keys, whatever its parameters and however few rows there are
-/// yet, so that one plan serves always.
-const SESSION_SETTINGS: &str = "SET statement_timeout = '10s'; SET lock_timeout = '5s'; \
-     SET idle_in_transaction_session_timeout = '10s'; SET client_min_messages = warning; \
-     SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off";
-
+/// The connections of a replica: a pool whose every connection was checked when it was opened.
 pub(super) struct Connections {
-    pool: Pool<AsyncPgConnection>,
+    pool: Pool<Opener>,
+    trust: Trust,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 /// How the pool of connections stands.
@@ -51,78 +49,235 @@ pub struct PoolStatus {
     pub waiting: usize,
 }
 
+/// Why a statement gave no result.
+pub(super) enum StatementError {
+    /// It was not sent.
+    NotSent(StoreError),
+    /// PostgreSQL rolled it back, since another session was faster.
+    Conflict(DieselError),
+    /// PostgreSQL refused it, and rolled it back.
+    Refused(DieselError),
+    /// The server would not have it: it has done nothing.
+    Unfit(ConnectionFailure),
+    /// The connection broke after it was sent: what it wrote may be stored.
+    Broken(DieselError),
+    /// No answer came before the deadline: what it wrote may be stored, or may still be.
+    TimedOut,
+}
+
+impl From<StatementError> for StoreError {
+    fn from(error: StatementError) -> Self {
+        match error {
+            StatementError::NotSent(error) => error,
+            StatementError::Refused(error) => StoreError::Refused(error),
+            StatementError::Unfit(failure) => StoreError::NoConnection(failure),
+            StatementError::Conflict(error) | StatementError::Broken(error) => StoreError::Failed(error),
+            StatementError::TimedOut => StoreError::TimedOut,
+        }
+    }
+}
+
 /// A connection taken from the pool. It goes back only when its statement has ended well: one whose statement failed,
 /// timed out or was cancelled may still be busy or broken, and is closed.
-pub(super) struct Lease(Option<Object<AsyncPgConnection>>);
+struct Lease {
+    pooled: Option<Object<Opener>>,
+    taken_at: Instant,
+    trust: Trust,
+}
 
 impl Lease {
-    pub(super) fn connection(&mut self) -> &mut AsyncPgConnection {
-        self.0.as_mut().expect("a lease has its connection until it is dropped")
+    fn pooled(&mut self) -> &mut PooledConnection {
+        self.pooled
+            .as_mut()
+            .expect("a lease has its connection until it is dropped")
     }
 
-    /// Ends the lease with what came of its statement before the deadline.
-    pub(super) fn end<T>(mut self, result: Result<Result<T, DieselError>, Elapsed>) -> Result<T, StatementError> {
-        let error = match result {
-            Ok(Ok(value)) => {
-                drop(self.0.take());
-                return Ok(value);
-            }
-            Ok(Err(error)) => error,
-            Err(Elapsed { .. }) => return Err(StatementError::TimedOut),
+    fn connection(&mut self) -> &mut AsyncPgConnection {
+        &mut self.pooled().connection
+    }
+
+    /// Gives the connection back to the pool.
+    fn give_back(mut self) {
+        self.pooled().answered_at = Instant::now();
+        drop(self.pooled.take());
+    }
+
+    /// Sorts an error of the statement, and ends the lease.
+    async fn fail(mut self, error: DieselError) -> StatementError {
+        let DieselError::DatabaseError(kind, information) = &error else {
+            return match error {
+                // Nothing was sent.
+                DieselError::SerializationError(_)
+                | DieselError::QueryBuilderError(_)
+                | DieselError::InvalidCString(_) => StatementError::Refused(error),
+                _ => StatementError::Broken(error),
+            };
         };
-        if leaves_connection_usable(&error) {
-            drop(self.0.take());
+        if let Some(failure) = failed_condition(information.message()) {
+            self.trust.withdraw(Instant::now());
+            return StatementError::Unfit(failure);
         }
-        Err(StatementError::Failed(error))
+        match kind {
+            // The idempotency key or the place in the order of acceptance was taken meanwhile.
+            DatabaseErrorKind::UniqueViolation | DatabaseErrorKind::SerializationFailure => {
+                self.give_back();
+                StatementError::Conflict(error)
+            }
+            DatabaseErrorKind::ReadOnlyTransaction => {
+                self.trust.withdraw(Instant::now());
+                StatementError::Unfit(ConnectionFailure::ReadOnly)
+            }
+            DatabaseErrorKind::ForeignKeyViolation
+            | DatabaseErrorKind::NotNullViolation
+            | DatabaseErrorKind::CheckViolation
+            | DatabaseErrorKind::RestrictViolation
+            | DatabaseErrorKind::ExclusionViolation => StatementError::Refused(error),
+            DatabaseErrorKind::Unknown if self.has_outlived_the_error().await => StatementError::Refused(error),
+            // The enum is open; what comes later is in doubt as well.
+            _ => StatementError::Broken(error),
+        }
+    }
+
+    /// Whether PostgreSQL rolled the statement back, where diesel keeps no SQLSTATE to tell by. An error that leaves the
+    /// session alive has rolled back. One that ends it may have come after a commit, as when a server is shut down.
+    async fn has_outlived_the_error(&mut self) -> bool {
+        let probe = self.connection().batch_execute("");
+        timeout(PROBE_TIMEOUT, probe).await.is_ok_and(|answered| answered.is_ok())
+    }
+
+    /// Ends the lease of a statement that got no answer.
+    fn time_out(self) -> StatementError {
+        self.trust.withdraw(self.taken_at);
+        StatementError::TimedOut
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(connection) = self.0.take() {
-            drop(PoolObject::take(connection));
+        if let Some(pooled) = self.pooled.take() {
+            drop(Object::take(pooled));
         }
     }
 }
 
 impl Connections {
-    pub(super) fn new(config: &DatabaseConfig) -> Self {
-        let mut manager = ManagerConfig::default();
-        // `Fast` checks without a round trip that the connection is not closed.
-        manager.recycling_method = RecyclingMethod::Fast;
-        let client = client_config(config);
-        let encryption = Arc::new(Encryption::new(config.url.tls()).telling());
-        manager.custom_setup = Box::new(move |_| {
-            let (encryption, client) = (Arc::clone(&encryption), client.clone());
-            async move { open(&encryption, &client).await }.boxed()
-        });
-        let manager = AsyncDieselConnectionManager::new_with_config("", manager);
-        let pool = Pool::builder(manager)
+    pub(super) fn new(config: &DatabaseConfig, metrics: Arc<Metrics>) -> Self {
+        let trust = Trust::default();
+        let pool = Pool::builder(Opener::new(config, trust.clone()))
             .max_size(config.connections)
             .runtime(Runtime::Tokio1)
-            .wait_timeout(Some(CONNECT_TIMEOUT))
-            .create_timeout(Some(CONNECT_TIMEOUT))
-            .recycle_timeout(Some(CONNECT_TIMEOUT))
+            .wait_timeout(Some(LEASE_TIMEOUT))
             .build()
             .expect("a pool with timeouts needs a runtime, and has one");
-        Self { pool }
+        Self { pool, trust, metrics }
     }
 
-    /// Takes a connection for one statement.
-    pub(super) async fn lease(&self, deadline: Instant) -> Result<Lease, StoreError> {
+    async fn lease(&self, deadline: Instant) -> Result<Lease, StoreError> {
         let mut pauses = Pauses::between_calls();
         loop {
-            let taken = timeout_at(deadline, self.pool.get())
-                .await
-                .map_err(|_| StoreError::Busy)?;
-            match taken.map_err(StoreError::from) {
-                Ok(connection) => return Ok(Lease(Some(connection))),
+            let taken = timeout_at(deadline, self.pool.get()).await.map_err(|_| StoreError::Busy)?;
+            match taken {
+                Ok(pooled) => {
+                    return Ok(Lease {
+                        pooled: Some(pooled),
+                        taken_at: Instant::now(),
+                        trust: self.trust.clone(),
+                    });
+                }
                 // Those that are open serve all, one after the other.
-                Err(StoreError::NoneLeft) if self.pool.status().size > 0 => {
+                Err(PoolError::Backend(ConnectionFailure::NoneLeft(_))) if self.pool.status().size > 0 => {
                     pauses.pause(deadline).await.map_err(|_| StoreError::Busy)?;
                 }
-                Err(error) => return Err(error),
+                Err(PoolError::Backend(failure)) => return Err(StoreError::NoConnection(failure)),
+                Err(
+                    PoolError::Timeout(_)
+                    | PoolError::Closed
+                    | PoolError::NoRuntimeSpecified
+                    | PoolError::PostCreateHook(_),
+                ) => return Err(StoreError::Busy),
             }
+        }
+    }
+
+    /// Runs a statement once, and gives its rows to `take` until that breaks. Returns when PostgreSQL has committed it, not
+    /// when its last row has come: the commit may still fail after that, as when a server is shut down.
+    ///
+    /// # Errors
+    ///
+    /// [`StatementError`] says whether it may have been done.
+    pub(super) async fn run<Q, R>(
+        &self,
+        query: Q,
+        deadline: Instant,
+        mut take: impl FnMut(R) -> ControlFlow<()>,
+    ) -> Result<(), StatementError>
+    where
+        Q: Query + QueryFragment<Pg> + QueryId,
+        R: FromSqlRow<Q::SqlType, Pg>,
+    {
+        let mut lease = self.lease(deadline).await.map_err(StatementError::NotSent)?;
+        let sent = AsyncConnectionCore::load(lease.connection(), query);
+        let running = async {
+            let mut rows = sent.await?;
+            while let Some(row) = rows.try_next().await? {
+                let row = R::build_from_row(&row).map_err(DieselError::DeserializationError)?;
+                if take(row).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+            Ok(ControlFlow::Continue(()))
+        };
+        match timeout_at(deadline, running).await {
+            Ok(Ok(ControlFlow::Continue(()))) => {
+                lease.give_back();
+                Ok(())
+            }
+            // The rest of the rows is still on its way: the connection is closed.
+            Ok(Ok(ControlFlow::Break(()))) => Ok(()),
+            // On the heap, since it is rare.
+            Ok(Err(error)) => Err(Box::pin(lease.fail(error)).await),
+            Err(_) => Err(lease.time_out()),
+        }
+    }
+
+    /// Reads all rows of a statement, again if PostgreSQL failed: reads change nothing. Counted as `kind`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] of the last attempt.
+    pub(super) async fn read<Q, R>(
+        &self,
+        kind: Statement,
+        query: Q,
+        deadline: Instant,
+    ) -> Result<Vec<R>, StoreError>
+    where
+        Q: Query + QueryFragment<Pg> + QueryId + Copy,
+        R: FromSqlRow<Q::SqlType, Pg>,
+    {
+        let mut pauses = Pauses::between_calls();
+        let mut attempts = 1;
+        loop {
+            let attempt = async {
+                let mut rows = Vec::new();
+                let run = self.run(query, deadline, |row| {
+                    rows.push(row);
+                    ControlFlow::Continue(())
+                });
+                run.await?;
+                Ok::<_, StoreError>(rows)
+            };
+            let error = match self.metrics.database.statement(kind, attempt).await {
+                Ok(rows) => return Ok(rows),
+                Err(error) => error,
+            };
+            match error {
+                StoreError::Refused(_) if attempts < REFUSED_READ_ATTEMPTS => {}
+                StoreError::NoConnection(_) | StoreError::Failed(_)
+                    if attempts < READ_ATTEMPTS && pauses.pause(deadline).await.is_ok() => {}
+                error => return Err(error),
+            }
+            attempts += 1;
         }
     }
 
@@ -143,117 +298,4 @@ impl Connections {
     pub(super) fn close(&self) {
         self.pool.close();
     }
-}
-
-/// Why a statement that was sent gave no result.
-pub(super) enum StatementError {
-    Failed(DieselError),
-    TimedOut,
-}
-
-impl From<StatementError> for StoreError {
-    fn from(error: StatementError) -> Self {
-        match error {
-            StatementError::Failed(error) => StoreError::Failed(error),
-            StatementError::TimedOut => StoreError::TimedOut,
-        }
-    }
-}
-
-/// Conflicts are everyday; all else is rare enough to pay for a new connection. A primary that was demoted refuses every
-/// write and answers every read, so its connections must go.
-fn leaves_connection_usable(error: &DieselError) -> bool {
-    matches!(
-        error,
-        DieselError::DatabaseError(
-            DatabaseErrorKind::UniqueViolation | DatabaseErrorKind::SerializationFailure,
-            _
-        )
-    )
-}
-
-fn client_config(config: &DatabaseConfig) -> tokio_postgres::Config {
-    let mut client = config.url.to_client_config();
-    client.application_name(&config.application_name);
-    // Of several hosts some are standbys, on whose stale data nothing may be decided.
-    if client.get_hosts().len() > 1 && client.get_target_session_attrs() == TargetSessionAttrs::Any {
-        client.target_session_attrs(TargetSessionAttrs::ReadWrite);
-    }
-    if client.get_connect_timeout().is_none() {
-        client.connect_timeout(CONNECT_TIMEOUT);
-    }
-    if client.get_tcp_user_timeout().is_none() {
-        client.tcp_user_timeout(Duration::from_secs(10));
-    }
-    client
-}
-
-/// Opens a connection with the settings of those of the pool.
-async fn open(encryption: &Encryption, client: &tokio_postgres::Config) -> Result<AsyncPgConnection, ConnectionError> {
-    let connected = encryption.connect(client).await;
-    let (client, connection) = connected.map_err(|error| {
-        ConnectionError::BadConnection(match error.code() {
-            Some(&SqlState::TOO_MANY_CONNECTIONS) => format!("{NONE_LEFT}: {error}"),
-            _ => reason(&error),
-        })
-    })?;
-    let mut connection = AsyncPgConnection::try_from_client_and_connection(client, connection).await?;
-    connection
-        .batch_execute(SESSION_SETTINGS)
-        .await
-        .map_err(ConnectionError::CouldntSetupConfiguration)?;
-    Ok(connection)
-}
-
-/// Whether PostgreSQL takes no more connections.
-pub(super) fn is_none_left(error: &PoolError) -> bool {
-    matches!(error, PoolError::ConnectionError(ConnectionError::BadConnection(text)) if text.starts_with(NONE_LEFT))
-}
-
-/// What TLS failed of, if that is why there is no connection.
-pub(super) fn tls_failure_of(error: &PoolError) -> Option<TlsFailure> {
-    let PoolError::ConnectionError(ConnectionError::BadConnection(text)) = error else {
-        return None;
-    };
-    TlsFailure::ALL
-        .into_iter()
-        .find(|failure| *text == no_secure_connection(*failure))
-}
-
-fn no_secure_connection(failure: TlsFailure) -> String {
-    format!("no secure connection: {failure}")
-}
-
-/// Why there is no connection. What failed of TLS is said without hosts and names.
-fn reason(error: &tokio_postgres::Error) -> String {
-    match tls_failure(error) {
-        Some(failure) => {
-            tracing::debug!(error = with_cause(error), "a failed TLS handshake with PostgreSQL");
-            no_secure_connection(failure)
-        }
-        None => with_cause(error),
-    }
-}
-
-/// tokio-postgres names only the step that failed; the reason is its source.
-pub(super) fn with_cause(error: &tokio_postgres::Error) -> String {
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
-    }
-}
-
-/// Opens a connection outside the pool for `config`, with the settings of one.
-pub(super) async fn open_one(config: &DatabaseConfig) -> Result<AsyncPgConnection, ConnectionError> {
-    open(&Encryption::new(config.url.tls()), &client_config(config)).await
-}
-
-/// Opens a connection outside the pool for `config` that is not diesel's; the error says why there is none.
-pub(super) async fn open_client(config: &DatabaseConfig) -> Result<Client, String> {
-    let encryption = Encryption::new(config.url.tls());
-    let connected = encryption.connect(&client_config(config)).await;
-    let (client, connection) = connected.map_err(|error| reason(&error))?;
-    // It ends with its client; its error is that of the statement under way.
-    tokio::spawn(connection);
-    Ok(client)
 }

@@ -2,13 +2,13 @@
 
 use diesel::data_types::PgTimestamp;
 use diesel::sql_types::{BigInt, Bool, Nullable, Text, Timestamptz, Uuid as SqlUuid};
-use diesel_async::RunQueryDsl;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::conversion::{from_postgres, to_postgres};
 use super::statement::statement;
 use super::{Store, StoreError};
+use crate::metrics::Statement;
 use crate::domain::{OperationId, Timestamp, UserId};
 
 /// The rows of `page`, the running sum on top of `opening`, and with each of them the user's version and when it was
@@ -186,7 +186,7 @@ fn to_entry(row: HistoryRow) -> Option<HistoryEntry> {
 
 /// Loads the page of the query with the statement of its order.
 macro_rules! load_page {
-    ($query:ident, $lease:ident, $deadline:ident, $oldest_first:ident, $newest_first:ident $(, $known_at:ident)?) => {{
+    ($store:ident, $kind:expr, $query:ident, $deadline:ident, $oldest_first:ident, $newest_first:ident $(, $known_at:ident)?) => {{
         let user_id = $query.user_id.as_str();
         let (first, last) = (to_postgres($query.from), to_postgres($query.to));
         let size = i64::from($query.limit);
@@ -195,12 +195,12 @@ macro_rules! load_page {
             HistoryOrder::OldestFirst => {
                 let (beyond, beyond_seq) = beyond.unwrap_or((first, 0));
                 let page = $oldest_first { user_id, first, last, beyond, beyond_seq, size $(, $known_at)? };
-                timeout_at($deadline, page.load($lease.connection())).await
+                $store.connections.read::<_, $crate::store::history::HistoryRow>($kind, page, $deadline).await
             }
             HistoryOrder::NewestFirst => {
                 let (beyond, beyond_seq) = beyond.unwrap_or((last, i64::MAX));
                 let page = $newest_first { user_id, first, last, beyond, beyond_seq, size $(, $known_at)? };
-                timeout_at($deadline, page.load($lease.connection())).await
+                $store.connections.read::<_, $crate::store::history::HistoryRow>($kind, page, $deadline).await
             }
         }
     }};
@@ -217,9 +217,7 @@ impl Store {
         if let Some(known_at) = query.known_at {
             return self.history_known_at(query, known_at, deadline).await;
         }
-        let mut lease = self.connections.lease(deadline).await?;
-        let result = load_page!(query, lease, deadline, OldestFirst, NewestFirst);
-        let rows: Vec<HistoryRow> = lease.end(result)?;
-        Ok(to_page(rows))
+        let rows = load_page!(self, Statement::ReadHistory, query, deadline, OldestFirst, NewestFirst);
+        Ok(to_page(rows?))
     }
 }

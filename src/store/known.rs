@@ -8,15 +8,15 @@
 
 use diesel::data_types::PgTimestamp;
 use diesel::sql_types::{Array, BigInt, Bool, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
-use diesel_async::RunQueryDsl;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::conversion::to_postgres;
-use super::history::{HistoryRow, load_page, page_with_head, to_page};
-use super::reads::{ReadingColumns, past_balance, to_readings};
+use super::history::{load_page, page_with_head, to_page};
+use super::reads::{past_balance, to_readings};
 use super::statement::statement;
 use super::{HistoryOrder, HistoryQuery, Reading, Store, StoreError, StoredPage};
 use crate::domain::Timestamp;
+use crate::metrics::Statement;
 
 /// The balance of a user at a moment from the operations recorded until another: the last checkpoint at or before the moment
 /// until which all was recorded by then, the segments from there on, and what follows the last of them.
@@ -237,10 +237,8 @@ impl Store {
             moments: &moments,
             known_at: &known_at,
         };
-        let mut lease = self.connections.lease(deadline).await?;
-        let result = timeout_at(deadline, statement.get_result(lease.connection())).await;
-        let columns: ReadingColumns = lease.end(result)?;
-        Ok(to_readings(columns))
+        let read = self.connections.read(Statement::ReadKnownBalance, statement, deadline);
+        Ok(to_readings(read.await?))
     }
 
     /// [`Store::history`] as it was known at a moment.
@@ -251,9 +249,8 @@ impl Store {
         deadline: Instant,
     ) -> Result<StoredPage, StoreError> {
         let known_at = to_postgres(known_at);
-        let mut lease = self.connections.lease(deadline).await?;
-        let result = load_page!(query, lease, deadline, KnownOldestFirst, KnownNewestFirst, known_at);
-        let rows: Vec<HistoryRow> = lease.end(result)?;
-        Ok(to_page(rows))
+        let kind = Statement::ReadKnownHistory;
+        let rows = load_page!(self, kind, query, deadline, KnownOldestFirst, KnownNewestFirst, known_at);
+        Ok(to_page(rows?))
     }
 }

@@ -1,52 +1,75 @@
-//! Brings the schema up to date. The only place that takes a lock: migrations take none of their own, and many replicas
-//! may start at once.
+//! Brings the schema up to date. The only place that takes a lock: many replicas may start at once.
 
-use diesel::ConnectionError;
+use diesel::connection::SimpleConnection;
+use diesel::dsl::sql;
 use diesel::result::Error as DieselError;
-use diesel_async::SimpleAsyncConnection;
+use diesel::sql_types::Bool;
+use diesel::{Connection, RunQueryDsl};
+use diesel_async::AsyncPgConnection;
 use diesel_async::async_connection_wrapper::AsyncConnectionWrapper;
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
-use super::connections;
+use super::{ConnectionFailure, opening};
 use crate::config::DatabaseConfig;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
 
-/// The lock is the session's and goes with it. The number is the word "balance" in ASCII.
-const LOCK: &str = "SET statement_timeout = '300s'; SET lock_timeout = '300s'; \
-     SELECT pg_advisory_lock(x'62616c616e6365'::bigint)";
+/// The transaction's, as the lock is, so that neither stays on a pooler's connection.
+const SETTINGS: &str = "SET LOCAL statement_timeout = '300s'; SET LOCAL lock_timeout = '300s'; \
+     SET LOCAL idle_in_transaction_session_timeout = '300s'; SET LOCAL client_min_messages = warning";
+/// The number is the word "balance" in ASCII.
+const TRY_LOCK: &str = "pg_try_advisory_xact_lock(x'62616c616e6365'::bigint)";
+const LOCK: &str = "SELECT pg_advisory_xact_lock(x'62616c616e6365'::bigint)";
 
 /// Why the schema could not be brought up to date.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrationError {
-    /// No connection.
-    #[error("PostgreSQL cannot be reached: {0}")]
-    Connect(#[source] ConnectionError),
+    /// There is no connection to a database that can hold the ledger.
+    #[error("{}", .0.for_the_log())]
+    Connect(ConnectionFailure),
     /// Another process has been migrating for five minutes.
     #[error("the lock that keeps migrations apart was not had: {0}")]
     Lock(#[source] DieselError),
-    /// A migration failed; it has been rolled back.
-    #[error("a migration failed and was rolled back: {0}")]
+    /// A migration failed, and all of this run were rolled back.
+    #[error("a migration failed, and nothing was changed: {0}")]
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The task that runs migrations panicked.
     #[error("the migration was interrupted")]
     Interrupted,
 }
 
-/// Runs the migrations that are missing, in one process at a time; returns their names.
+impl From<DieselError> for MigrationError {
+    fn from(error: DieselError) -> Self {
+        MigrationError::Failed(Box::new(error))
+    }
+}
+
+/// Runs the migrations that are missing, in one transaction and in one process at a time; returns their names. Says so in
+/// the process log where it waits for another process.
 ///
 /// # Errors
 ///
-/// [`MigrationError`]; the schema is then as it was before the migration that failed.
+/// [`MigrationError`]; the schema is then as it was.
 pub async fn migrate(config: &DatabaseConfig) -> Result<Vec<String>, MigrationError> {
-    let mut connection = connections::open_one(config).await.map_err(MigrationError::Connect)?;
-    connection.batch_execute(LOCK).await.map_err(MigrationError::Lock)?;
+    let connection = opening::open_one(config).await.map_err(MigrationError::Connect)?;
     let run = tokio::task::spawn_blocking(move || {
-        let mut connection: AsyncConnectionWrapper<_> = AsyncConnectionWrapper::from(connection);
-        let versions = connection.run_pending_migrations(MIGRATIONS)?;
-        Ok(versions.iter().map(ToString::to_string).collect())
+        let mut connection: AsyncConnectionWrapper<AsyncPgConnection> = AsyncConnectionWrapper::from(connection);
+        connection.transaction(|connection| {
+            connection.batch_execute(SETTINGS)?;
+            lock(connection).map_err(MigrationError::Lock)?;
+            let versions = connection.run_pending_migrations(MIGRATIONS);
+            let versions = versions.map_err(MigrationError::Failed)?;
+            Ok(versions.iter().map(ToString::to_string).collect())
+        })
     });
-    run.await
-        .map_err(|_| MigrationError::Interrupted)?
-        .map_err(MigrationError::Failed)
+    run.await.map_err(|_| MigrationError::Interrupted)?
+}
+
+fn lock(connection: &mut AsyncConnectionWrapper<AsyncPgConnection>) -> Result<(), DieselError> {
+    let is_free: bool = diesel::select(sql::<Bool>(TRY_LOCK)).get_result(connection)?;
+    if is_free {
+        return Ok(());
+    }
+    tracing::info!("another process migrates the database; waiting for it, for at most 5 minutes");
+    connection.batch_execute(LOCK)
 }

@@ -10,6 +10,7 @@ mod connections;
 mod conversion;
 mod encryption;
 mod error;
+mod failure;
 #[cfg(test)]
 pub(crate) mod fake;
 mod group;
@@ -17,15 +18,18 @@ mod history;
 mod known;
 mod ledger_store;
 mod migrations;
+mod opening;
 mod reads;
 mod recovery;
 mod schema;
 mod snapshot;
 mod state;
 mod statement;
+mod trust;
 
 pub use commit::{CommitOutcome, Commitment, GroupCommit};
-pub use error::{CommitError, StoreError, repeat_read};
+pub use error::{CommitError, StoreError};
+pub use failure::ConnectionFailure;
 pub use group::{Group, Reach};
 pub use history::{HistoryEntry, HistoryOrder, HistoryQuery, Place, StoredPage};
 pub use ledger_store::LedgerStore;
@@ -40,9 +44,13 @@ pub use state::{EarlierOperation, UserState};
 
 use connections::Connections;
 pub use connections::PoolStatus;
+pub use opening::SESSION_SETTINGS;
+
+use std::sync::Arc;
 
 use crate::config::DatabaseConfig;
 use crate::domain::SegmentLength;
+use crate::metrics::Metrics;
 
 /// The ledger as PostgreSQL keeps it.
 pub struct Store {
@@ -52,9 +60,9 @@ pub struct Store {
 
 impl Store {
     /// A store that opens connections as they are needed; none is opened now.
-    pub fn new(config: &DatabaseConfig, segment_length: SegmentLength) -> Self {
+    pub fn new(config: &DatabaseConfig, segment_length: SegmentLength, metrics: Arc<Metrics>) -> Self {
         Self {
-            connections: Connections::new(config),
+            connections: Connections::new(config, metrics),
             segment_length,
         }
     }

@@ -3,17 +3,15 @@
 use std::collections::HashMap;
 
 use diesel::data_types::PgTimestamp;
-use diesel::sql_types::{Array, BigInt, Bool, Nullable, SmallInt, Text, Timestamptz};
-use diesel::{ExpressionMethods, QueryDsl};
-use diesel_async::RunQueryDsl;
-use tokio::time::{Instant, timeout_at};
+use diesel::sql_types::{Array, BigInt, Bool, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::conversion::to_postgres;
-use super::schema::changes_history;
 use super::statement::statement;
 use super::{Store, StoreError};
 use crate::domain::{Entry, OperationId, Timestamp, UserId};
+use crate::metrics::Statement;
 
 /// The balance of a user at a moment: the last checkpoint at or before it, and an index-only sum over what follows.
 macro_rules! past_balance {
@@ -119,13 +117,26 @@ figures_statement! {
 }
 
 statement! {
-    /// Whether the service's tables are there as the last migration leaves them, whether this server takes writes, and whether the role has the rights that
+    /// Which operations of a user are stored, and the place of each. The timestamps lead the primary key to the rows.
+    struct StoredAmong<'a> {
+        user_id: &'a str => Text,
+        timestamps: &'a [PgTimestamp] => Array<Timestamptz>,
+        operation_ids: &'a [Uuid] => Array<SqlUuid>,
+    }
+    => (SqlUuid, BigInt, BigInt)
+    r#"
+SELECT h.operation_id, h.seq, h.balance_after
+FROM asked JOIN changes_history h ON h.user_id = asked.user_id AND h."timestamp" = ANY (asked.timestamps)
+    AND h.operation_id = ANY (asked.operation_ids)"#
+}
+
+statement! {
+    /// Whether the service's tables are there as the last migration leaves them, and whether the role has the rights that
     /// `env/roles.sql` gives it.
     struct Readiness<'a> { relation: &'a str => Text, latest_column: &'a str => Text, }
-    => (Bool, Bool, Bool)
+    => (Bool, Bool)
     "SELECT EXISTS (SELECT FROM pg_attribute a \
         WHERE a.attrelid = to_regclass(asked.relation) AND a.attname = asked.latest_column AND NOT a.attisdropped), \
-     NOT pg_is_in_recovery() AND NOT current_setting('default_transaction_read_only')::boolean, \
      coalesce((SELECT bool_and(has_table_privilege(to_regclass(needed.relation)::oid, needed.privilege)) \
         FROM (VALUES ('balance', 'SELECT'), ('balance', 'INSERT'), ('balance', 'UPDATE'), \
             ('balance_checkpoints', 'SELECT'), ('balance_checkpoints', 'INSERT'), ('balance_checkpoints', 'UPDATE'), \
@@ -167,14 +178,13 @@ pub enum StoreReadiness {
     NoSchema,
     /// The role may not read or write all that the service does.
     NoRights,
-    /// The server is a standby or read-only.
-    ReadOnly,
 }
 
 /// Amounts, versions and standings; nothing of nobody.
 pub(super) type ReadingColumns = (Option<Vec<i64>>, Option<Vec<i64>>, Option<Vec<i16>>);
 
-pub(super) fn to_readings((amounts, versions, standings): ReadingColumns) -> Vec<Reading> {
+pub(super) fn to_readings(rows: Vec<ReadingColumns>) -> Vec<Reading> {
+    let (amounts, versions, standings) = rows.into_iter().next().unwrap_or_default();
     let numbers = amounts.into_iter().flatten().zip(versions.into_iter().flatten());
     let readings = numbers.zip(standings.into_iter().flatten());
     let readings = readings.map(|((amount, version), standing)| Reading {
@@ -205,10 +215,9 @@ impl Store {
     ) -> Result<Vec<Reading>, StoreError> {
         let moments: Vec<_> = moments.iter().copied().map(to_postgres).collect();
         let moments = moments.as_slice();
-        let mut lease = self.connections.lease(deadline).await?;
-        let statement = BalancesAt { user_ids, moments }.get_result(lease.connection());
-        let result = timeout_at(deadline, statement).await;
-        Ok(to_readings(lease.end(result)?))
+        let statement = BalancesAt { user_ids, moments };
+        let read = self.connections.read(Statement::ReadBalances, statement, deadline);
+        Ok(to_readings(read.await?))
     }
 
     /// How much could be withdrawn by users, each at a moment, in the order asked: the lowest balance at that moment and all
@@ -225,10 +234,9 @@ impl Store {
     ) -> Result<Vec<Reading>, StoreError> {
         let moments: Vec<_> = moments.iter().copied().map(to_postgres).collect();
         let moments = moments.as_slice();
-        let mut lease = self.connections.lease(deadline).await?;
-        let statement = AvailableAt { user_ids, moments }.get_result(lease.connection());
-        let result = timeout_at(deadline, statement).await;
-        Ok(to_readings(lease.end(result)?))
+        let statement = AvailableAt { user_ids, moments };
+        let read = self.connections.read(Statement::ReadAvailable, statement, deadline);
+        Ok(to_readings(read.await?))
     }
 
     /// Which of these operations of a user, each at its timestamp, are stored, and the place of each.
@@ -242,22 +250,15 @@ impl Store {
         operations: &[(Timestamp, OperationId)],
         deadline: Instant,
     ) -> Result<HashMap<OperationId, Entry>, StoreError> {
-        let timestamps = operations.iter().map(|(timestamp, _)| to_postgres(*timestamp));
-        let ids = operations.iter().map(|(_, id)| id.0);
-        // The timestamps lead the primary key to the rows.
-        let rows = changes_history::table
-            .filter(changes_history::user_id.eq(user_id.as_str()))
-            .filter(changes_history::timestamp.eq_any(timestamps.collect::<Vec<_>>()))
-            .filter(changes_history::operation_id.eq_any(ids.collect::<Vec<_>>()))
-            .select((
-                changes_history::operation_id,
-                changes_history::seq,
-                changes_history::balance_after,
-            ));
-        let mut lease = self.connections.lease(deadline).await?;
-        let statement = rows.load(lease.connection());
-        let result = timeout_at(deadline, statement).await;
-        let stored: Vec<(Uuid, i64, i64)> = lease.end(result)?;
+        let timestamps: Vec<_> = operations.iter().map(|(timestamp, _)| to_postgres(*timestamp)).collect();
+        let operation_ids: Vec<_> = operations.iter().map(|(_, id)| id.0).collect();
+        let statement = StoredAmong {
+            user_id: user_id.as_str(),
+            timestamps: &timestamps,
+            operation_ids: &operation_ids,
+        };
+        let read = self.connections.read(Statement::FindStored, statement, deadline);
+        let stored: Vec<(Uuid, i64, i64)> = read.await?;
         let entry = |(id, seq, balance_after)| (OperationId(id), Entry { seq, balance_after });
         Ok(stored.into_iter().map(entry).collect())
     }
@@ -268,21 +269,17 @@ impl Store {
     ///
     /// [`StoreError`] if PostgreSQL gives no answer before `deadline`.
     pub async fn readiness(&self, deadline: Instant) -> Result<StoreReadiness, StoreError> {
-        let mut lease = self.connections.lease(deadline).await?;
         // What the last migration brings.
-        let (relation, latest_column) = ("balance_checkpoints", "all_recorded_until");
         let readiness = Readiness {
-            relation,
-            latest_column,
+            relation: "balance_checkpoints",
+            latest_column: "all_recorded_until",
         };
-        let statement = readiness.get_result(lease.connection());
-        let result = timeout_at(deadline, statement).await;
-        let (schema, writable, rights): (bool, bool, bool) = lease.end(result)?;
-        Ok(match (schema, writable, rights) {
-            (false, _, _) => StoreReadiness::NoSchema,
-            (true, false, _) => StoreReadiness::ReadOnly,
-            (true, true, false) => StoreReadiness::NoRights,
-            (true, true, true) => StoreReadiness::Ready,
+        let read = self.connections.read(Statement::CheckReadiness, readiness, deadline);
+        let (has_schema, has_rights): (bool, bool) = read.await?.into_iter().next().unwrap_or_default();
+        Ok(match (has_schema, has_rights) {
+            (false, _) => StoreReadiness::NoSchema,
+            (true, false) => StoreReadiness::NoRights,
+            (true, true) => StoreReadiness::Ready,
         })
     }
 }

@@ -1,17 +1,17 @@
 //! Which changes an instance has stored of late: what its log is compared with.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use diesel::data_types::PgTimestamp;
 use diesel::sql_types::{BigInt, Nullable, Text, Timestamptz, Uuid as SqlUuid};
-use diesel_async::RunQueryDsl;
-use futures_util::TryStreamExt;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::conversion::{from_postgres, to_postgres};
 use super::statement::statement;
 use super::{Store, StoreError};
+use crate::metrics::Statement;
 use crate::domain::{CallerName, Context, Operation, OperationId, Timestamp, UserId};
 
 /// How far this host's clock and PostgreSQL's may be apart: `recorded_at` is PostgreSQL's, the ids are ours.
@@ -90,28 +90,21 @@ impl Store {
             first: query.first.0,
             beyond: query.beyond.0,
         };
-        let mut lease = self.connections.lease(deadline).await?;
-        let connection = lease.connection();
-        let reading = async {
-            let rows = statement.load_stream::<StoredRow>(connection).await?;
-            let mut rows = std::pin::pin!(rows);
-            let mut changes = Vec::new();
-            while let Some(row) = rows.try_next().await? {
-                if wanted(OperationId(row.5)) {
-                    if changes.len() == most {
-                        return Ok((changes, true));
-                    }
-                    changes.push(row);
-                }
+        let (mut rows, mut more) = (Vec::new(), false);
+        let looking = self.connections.run(statement, deadline, |row: StoredRow| {
+            if !wanted(OperationId(row.5)) {
+                return ControlFlow::Continue(());
             }
-            Ok((changes, false))
-        };
-        let result = timeout_at(deadline, reading).await;
-        let (rows, more) = match result {
-            // The rest of the rows is still on its way: the connection is closed.
-            Ok(Ok((rows, true))) => (rows, true),
-            result => lease.end(result)?,
-        };
+            if rows.len() == most {
+                more = true;
+                return ControlFlow::Break(());
+            }
+            rows.push(row);
+            ControlFlow::Continue(())
+        });
+        let looking = async { looking.await.map_err(StoreError::from) };
+        let metrics = &self.connections.metrics.database;
+        metrics.statement(Statement::FindUnlogged, looking).await?;
         let changes = rows.into_iter().filter_map(stored_change).collect();
         Ok(StoredChanges { changes, more })
     }

@@ -12,14 +12,18 @@ use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{Client, Row, RowStream};
 use uuid::Uuid;
 
-use super::connections::{open_client, with_cause};
+use super::failure::with_cause;
+use super::opening::open_client;
 use super::conversion::POSTGRES_EPOCH;
+use super::ConnectionFailure;
 use crate::config::DatabaseConfig;
 
-/// Unlike a service's sessions these last: a statement takes as long as the tables are long, and the first connection
-/// does nothing while the others read. `cursor_tuple_fraction` is for cursors only; all rows are wanted, and fast.
-const SESSION: &str = "SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET lock_timeout = '5s'; \
-     SET client_min_messages = warning; SET jit = off; SET work_mem = '64MB'";
+/// Unlike a service's statements these last: they take as long as the tables are long, and the first connection does nothing
+/// while the others read. `cursor_tuple_fraction` is for cursors only; all rows are wanted, and fast. The settings are the
+/// transaction's, so that none stays on a pooler's connection.
+const TRANSACTION: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = 0; \
+     SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL lock_timeout = '5s'; \
+     SET LOCAL client_min_messages = warning; SET LOCAL jit = off; SET LOCAL enable_seqscan = on; SET LOCAL work_mem = '64MB'";
 
 /// The columns of a [`StoredOperation`], but for the last, which is the context or what stands for it.
 const OPERATION: &str = "user_id, \"timestamp\", seq, balance_change, balance_after, operation_id, approved, instance, \
@@ -29,8 +33,8 @@ const OPERATION: &str = "user_id, \"timestamp\", seq, balance_change, balance_af
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// No connection.
-    #[error("PostgreSQL cannot be reached: {0}")]
-    Connect(String),
+    #[error("{}", .0.for_the_log())]
+    Connect(ConnectionFailure),
     /// A statement failed, or the connection broke.
     #[error("PostgreSQL failed to read the ledger: {0}")]
     Failed(String),
@@ -243,10 +247,7 @@ pub struct Snapshot {
 
 async fn connect(config: &DatabaseConfig) -> Result<Client, SnapshotError> {
     let client = open_client(config).await.map_err(SnapshotError::Connect)?;
-    client.batch_execute(SESSION).await?;
-    client
-        .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        .await?;
+    client.batch_execute(TRANSACTION).await?;
     Ok(client)
 }
 

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 
 use diesel::data_types::PgTimestamp;
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
-use diesel_async::RunQueryDsl;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::conversion::{from_postgres, from_stored_count, to_postgres, to_stored_count};
 use super::statement::statement;
 use super::{Group, Reach, Store, StoreError};
+use crate::metrics::Statement;
 use crate::domain::{Breach, Entry, Head, Moment, Operation, OperationId, Segment, SegmentLength, Timeline, Timestamp};
 
 statement! {
@@ -311,9 +311,8 @@ impl Store {
     async fn heads(&self, groups: &[Group<'_>], deadline: Instant) -> Result<Vec<Head>, StoreError> {
         let user_ids: Vec<_> = groups.iter().map(|group| group.user_id.as_str()).collect();
         let statement = Heads { user_ids: &user_ids };
-        let mut lease = self.connections.lease(deadline).await?;
-        let result = timeout_at(deadline, statement.get_result(lease.connection())).await;
-        Ok(to_heads(lease.end(result)?))
+        let read = self.connections.read(Statement::ReadUsers, statement, deadline);
+        Ok(to_heads(read.await?.into_iter().next().unwrap_or_default()))
     }
 
     async fn full_states(
@@ -344,10 +343,8 @@ impl Store {
                 Reach::Checkpoints(count) => i64::from(count.min(MOST_SEGMENTS)),
             },
         };
-        let mut lease = self.connections.lease(deadline).await?;
-        let loading = statement.load(lease.connection());
-        let result = timeout_at(deadline, loading).await;
-        let mut rows: Vec<StateRow> = lease.end(result)?;
+        let read = self.connections.read(Statement::ReadUsers, statement, deadline);
+        let mut rows: Vec<StateRow> = read.await?;
         // The heads first, then the parts of each user in their order.
         rows.sort_unstable_by_key(|row| (row.0, row.1, row.10));
         let mut rows = rows.into_iter().peekable();

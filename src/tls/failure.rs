@@ -35,18 +35,6 @@ pub enum TlsFailure {
 }
 
 impl TlsFailure {
-    /// All there are.
-    pub const ALL: [Self; 8] = [
-        Self::NotOffered,
-        Self::Untrusted,
-        Self::WrongName,
-        Self::Expired,
-        Self::NotYetValid,
-        Self::Unusable,
-        Self::Refused,
-        Self::Handshake,
-    ];
-
     /// What an error, or one of its causes, says of TLS; nothing if it is about something else.
     pub fn of(error: &(dyn Error + 'static)) -> Option<Self> {
         let mut next = Some(error);

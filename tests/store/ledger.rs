@@ -1,6 +1,7 @@
 //! Everything the store answers, against a naive model: a list of operations, sorted and summed at every moment.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use balance::domain::{
@@ -19,7 +20,7 @@ use uuid::Uuid;
 use crate::support::postgres::{Database, fresh_database};
 
 pub fn store(database: &Database, segment_length: u32) -> Store {
-    Store::new(&database.config(16), SegmentLength::new(segment_length).unwrap())
+    Store::new(&database.config(16), SegmentLength::new(segment_length).unwrap(), Arc::default())
 }
 
 pub fn soon() -> Instant {

@@ -1,5 +1,6 @@
 //! Which changes an instance has stored of late.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use balance::domain::{OperationId, SegmentLength, Timestamp};
@@ -9,7 +10,7 @@ use tokio::time::Instant;
 use crate::support::postgres::{Database, fresh_database};
 
 fn store(database: &Database) -> Store {
-    Store::new(&database.config(1), SegmentLength::DEFAULT)
+    Store::new(&database.config(1), SegmentLength::DEFAULT, Arc::default())
 }
 
 fn at(second: u64) -> Timestamp {

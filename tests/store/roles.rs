@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::process::Command;
+use std::sync::Arc;
 
 use balance::config::{DatabaseConfig, DatabaseUrl};
 use balance::dev::{PostgresOptions, PrivatePostgres, StopMode};
@@ -298,7 +299,7 @@ async fn rights_that_another_role_was_given_are_taken_away() {
 #[tokio::test]
 async fn a_replica_without_the_rights_is_not_ready() {
     let database = filled().await;
-    let store = Store::new(&database.config(1), SegmentLength::DEFAULT);
+    let store = Store::new(&database.config(1), SegmentLength::DEFAULT, Arc::default());
     let readiness = async || {
         let deadline = Instant::now() + Duration::from_secs(10);
         store.readiness(deadline).await.unwrap()

@@ -1,6 +1,7 @@
 //! A connection to PostgreSQL that can be made to lose, hold back or slow down what is sent over it.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -38,43 +39,78 @@ const DROP_PAUSE: Duration = Duration::from_millis(5);
 /// A proxy in front of a database.
 pub struct Proxy {
     pub url: String,
+    target: watch::Sender<Target>,
     course: watch::Sender<Course>,
     /// A higher number breaks all connections of lower ones.
     generation: watch::Sender<u64>,
+    /// A higher number swallows what is sent on all connections that were opened before.
+    swallowed: watch::Sender<u64>,
 }
 
-impl Proxy {
-    pub async fn start(database: &Database) -> Self {
+/// Where connections lead to that are opened from now on.
+#[derive(Clone)]
+struct Target {
+    socket: PathBuf,
+    port: u16,
+}
+
+impl Target {
+    fn of(database: &Database) -> Self {
         let config = tokio_postgres::Config::from_str(&database.url).unwrap();
         let port = config.get_ports().first().copied().unwrap_or(5432);
         let Some(Host::Unix(directory)) = config.get_hosts().first() else {
             panic!("the PostgreSQL of the tests is on a Unix socket");
         };
-        let socket = directory.join(format!(".s.PGSQL.{port}"));
+        Self {
+            socket: directory.join(format!(".s.PGSQL.{port}")),
+            port,
+        }
+    }
+}
+
+impl Proxy {
+    pub async fn start(database: &Database) -> Self {
+        let (target, leads_to) = watch::channel(Target::of(database));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address: SocketAddr = listener.local_addr().unwrap();
         let (course, set) = watch::channel(Course::Passed);
         let (generation, broken) = watch::channel(0);
+        let (swallowed, silent) = watch::channel(0);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let (socket, course, broken) = (socket.clone(), set.clone(), broken.clone());
+                let Target { socket, port } = leads_to.borrow().clone();
+                let (course, broken, mut silent) = (set.clone(), broken.clone(), silent.clone());
+                silent.mark_unchanged();
                 tokio::spawn(async move {
                     // Without a server the client's connection is closed. A Unix socket has no TLS.
                     if Everywhere::asked().is_some() {
                         if let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await {
-                            carry(client, server, course, broken).await;
+                            carry(client, server, course, broken, silent).await;
                         }
                     } else if let Ok(server) = UnixStream::connect(&socket).await {
-                        carry(client, server, course, broken).await;
+                        carry(client, server, course, broken, silent).await;
                     }
                 });
             }
         });
         Self {
             url: format!("postgres://{}@{address}/{}", Role::Service.name(), database.name),
+            target,
             course,
             generation,
+            swallowed,
         }
+    }
+
+    /// Leads connections that are opened from now on to this database.
+    pub fn lead_to(&self, database: &Database) {
+        self.target.send_replace(Target::of(database));
+    }
+
+    /// Swallows what is sent on the connections there are, in both directions, and takes it as if it were passed on. They
+    /// stay open; new ones work.
+    pub fn swallow_open_connections(&self) {
+        self.swallowed.send_modify(|swallowed| *swallowed += 1);
     }
 
     /// From now on this is swallowed, and the connections stay open.
@@ -108,13 +144,14 @@ async fn carry(
     server: impl AsyncRead + AsyncWrite,
     course: watch::Receiver<Course>,
     mut broken: watch::Receiver<u64>,
+    silent: watch::Receiver<u64>,
 ) {
     broken.mark_unchanged();
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = tokio::io::split(server);
     tokio::select! {
-        () = pass(from_client, to_server, course.clone(), Lost::Requests) => {}
-        () = pass(from_server, to_client, course, Lost::Answers) => {}
+        () = pass(from_client, to_server, course.clone(), silent.clone(), Lost::Requests) => {}
+        () = pass(from_server, to_client, course, silent, Lost::Answers) => {}
         _ = broken.changed() => {}
     }
 }
@@ -124,10 +161,14 @@ async fn pass(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut course: watch::Receiver<Course>,
+    silent: watch::Receiver<u64>,
     direction: Lost,
 ) {
     let mut buffer = Vec::new();
     while from.read_buf(&mut buffer).await.is_ok_and(|read| read > 0) {
+        if silent.has_changed().unwrap_or(false) {
+            buffer.clear();
+        }
         while !buffer.is_empty() {
             let now = *course.borrow_and_update();
             let drop = match now {

@@ -28,13 +28,22 @@ pub struct Scratch(pub PathBuf);
 
 impl Scratch {
     pub fn new() -> Self {
+        Self::below(Path::new(env!("CARGO_TARGET_TMPDIR")))
+    }
+
+    /// One that any user can be let into, which the build's directory need not be.
+    pub fn elsewhere() -> Self {
+        Self::below(&std::env::temp_dir())
+    }
+
+    fn below(directory: &Path) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!(
-            "scratch-{}-{}",
+            "balance-scratch-{}-{}",
             std::process::id(),
             NEXT.fetch_add(1, Ordering::Relaxed)
         );
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let path = directory.join(name);
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
     }

@@ -11,16 +11,14 @@ use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use diesel::ConnectionError;
 use diesel::result::Error as DieselError;
-use diesel_async::pooled_connection::PoolError;
 use proptest::prelude::RngExt;
 use proptest::test_runner::TestRng;
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
 use super::{
-    CommitError, CommitOutcome, Group, GroupCommit, LedgerStore, Reach, Reading, Standing, StoreError, UserState,
+    CommitError, CommitOutcome, ConnectionFailure, Group, GroupCommit, LedgerStore, Reach, Reading, Standing, StoreError, UserState,
 };
 use crate::domain::{Context, Entry, Head, Operation, OperationId, Timestamp, UserId};
 
@@ -179,7 +177,11 @@ impl FakeStore {
                 sleep_until((Instant::now() + after).min(deadline)).await;
                 error
             }
-            Fate::Refused | Fate::Lost { silently: false } => {
+            Fate::Refused => {
+                sleep_until((Instant::now() + self.way()).min(deadline)).await;
+                refused()
+            }
+            Fate::Lost { silently: false } => {
                 sleep_until((Instant::now() + self.way()).min(deadline)).await;
                 broken()
             }
@@ -245,7 +247,7 @@ impl FakeStore {
             }
             Fate::Refused => {
                 sleep_until((Instant::now() + self.way()).min(deadline)).await;
-                return Err(CommitError::NotStored(broken()));
+                return Err(CommitError::NotStored(refused()));
             }
             Fate::Lost { silently } => {
                 sleep_until((Instant::now() + self.way()).min(deadline)).await;
@@ -287,6 +289,10 @@ impl FakeStore {
 /// As a defect would, without a word on standard error.
 fn panic() -> ! {
     resume_unwind(Box::new("the client of PostgreSQL panics"))
+}
+
+fn refused() -> StoreError {
+    StoreError::Refused(DieselError::RollbackTransaction)
 }
 
 fn broken() -> StoreError {
@@ -413,8 +419,8 @@ impl Database {
         if is(busy) {
             Fate::NotSent(StoreError::Busy, POOL_WAIT)
         } else if is(unreachable) {
-            let error = PoolError::ConnectionError(ConnectionError::BadConnection("refused".to_owned()));
-            Fate::NotSent(StoreError::Unreachable(error), Duration::from_millis(1))
+            let failure = ConnectionFailure::Unreachable("refused".to_owned());
+            Fate::NotSent(StoreError::NoConnection(failure), Duration::from_millis(1))
         } else if is(refused) {
             Fate::Refused
         } else if is(broken) {

@@ -1,0 +1,193 @@
+//! The address of PostgreSQL leads to another server, or open connections lead nowhere.
+
+use std::time::Duration;
+
+use balance::dev::{PostgresOptions, PrivatePostgres, StopMode};
+use futures_util::future::join_all;
+use tokio::time::{Instant, timeout};
+
+use crate::support::approver::TestApprover;
+use crate::support::client::{Answer, ServiceClient, answer, change};
+use crate::support::postgres::{Database, Role, fresh_database, until};
+use crate::support::proxy::Proxy;
+use crate::support::replica::{Replica, ReplicaOptions, Scratch};
+use crate::support::standby::standby_of;
+
+const NOON: &str = "2026-01-31T12:00:00Z";
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How many connections a replica may have to PostgreSQL here.
+const CONNECTIONS: i64 = 8;
+
+async fn readiness(client: &ServiceClient) -> Answer {
+    answer(client.get("/readyz")).await
+}
+
+/// Asks nothing but `/readyz` until it has this status.
+async fn until_readiness_is(client: &ServiceClient, status: u16) -> Answer {
+    let ready = timeout(PATIENCE, async {
+        loop {
+            let ready = readiness(client).await;
+            if ready.status == status {
+                return ready;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    ready.await.expect("the readiness changes")
+}
+
+/// A primary, a standby of it, and the same database on both.
+struct Pair {
+    servers: [PrivatePostgres; 2],
+    databases: [Database; 2],
+    #[allow(dead_code, reason = "removed with the pair")]
+    scratch: Scratch,
+}
+
+impl Pair {
+    async fn start() -> Self {
+        let scratch = Scratch::elsewhere();
+        let mut options = PostgresOptions::new(scratch.0.join("primary"));
+        options.settings = vec![("fsync".to_owned(), "off".to_owned())];
+        let primary = PrivatePostgres::start(&options).await.unwrap();
+        let database = Database::migrated(&primary, "balance").await;
+        let standby = standby_of(&primary, &scratch.0.join("standby")).await;
+        let replicated = Database::of(&standby, "balance");
+        Self {
+            servers: [primary, standby],
+            databases: [database, replicated],
+            scratch,
+        }
+    }
+
+    async fn stop(self) {
+        for mut server in self.servers {
+            server.stop(StopMode::Immediate).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_replica_whose_address_led_to_a_standby_is_ready_by_itself_when_it_leads_to_the_primary() {
+    let (pair, approver) = (Pair::start().await, TestApprover::start().await);
+    let [primary, standby] = &pair.databases;
+    let proxy = Proxy::start(standby).await;
+    let replica = ReplicaOptions::new(&proxy.url, &approver.url()).start().await;
+    let client = ServiceClient::new(&replica.url);
+    let refused = until_readiness_is(&client, 503).await.expect_problem(503, "not_ready");
+    assert!(refused.detail().contains("read-only"), "{}", refused.body);
+    client.balance("alice", None).await.expect_problem(503, "database_unavailable");
+    proxy.lead_to(primary);
+    until_readiness_is(&client, 200).await;
+    client.change(&change("alice", 1, NOON)).await.expect(200);
+    replica.stop().await;
+    pair.stop().await;
+}
+
+#[tokio::test]
+async fn no_read_is_answered_by_a_standby_and_none_goes_behind_an_answered_change() {
+    let (pair, approver) = (Pair::start().await, TestApprover::start().await);
+    let [primary, standby] = &pair.databases;
+    let proxy = Proxy::start(primary).await;
+    let replica = ReplicaOptions::new(&proxy.url, &approver.url()).start().await;
+    let client = ServiceClient::new(&replica.url);
+    client.change(&change("alice", 100, NOON)).await.expect(200);
+    let behind = standby.client_as(Role::Superuser).await;
+    until(&behind, "SELECT count(*) FROM changes_history", 1).await;
+    behind.batch_execute("SELECT pg_wal_replay_pause()").await.unwrap();
+    client.change(&change("alice", 15, NOON)).await.expect(200);
+
+    // The primary's connections end, and the address leads to the standby, which has not heard of the second change.
+    proxy.lead_to(standby);
+    proxy.break_connections();
+    for path in ["/alice/balance", "/alice/available", "/alice/history", "/alice/balance?knownAt=2026-01-31T12:00:00Z"] {
+        answer(client.get(path)).await.expect_problem(503, "database_unavailable");
+    }
+    readiness(&client).await.expect_problem(503, "not_ready");
+
+    // It is promoted, after it has replayed all there is.
+    behind.batch_execute("SELECT pg_wal_replay_resume()").await.unwrap();
+    until(&behind, "SELECT count(*) FROM changes_history", 2).await;
+    behind.batch_execute("SELECT pg_promote()").await.unwrap();
+    until_readiness_is(&client, 200).await;
+    let balance = client.balance("alice", None).await.expect(200);
+    assert_eq!(balance.body["balance"], 115);
+    replica.stop().await;
+    pair.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_that_becomes_read_only_loses_its_open_connections_to_a_read_too() {
+    let (database, approver) = (fresh_database().await, TestApprover::start().await);
+    let replica = Replica::start(&database, &approver).await;
+    let client = ServiceClient::new(&replica.url);
+    client.change(&change("alice", 100, NOON)).await.expect(200);
+    let sql = database.client().await;
+    let set = |value: &str| format!("ALTER ROLE {} IN DATABASE {} SET default_transaction_read_only = {value}", Role::Service.name(), database.name);
+    sql.batch_execute(&set("on")).await.unwrap();
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+               WHERE datname = current_database() AND usename = 'balance_service'";
+    sql.execute(end, &[]).await.unwrap();
+    client.balance("alice", None).await.expect_problem(503, "database_unavailable");
+    until_readiness_is(&client, 503).await;
+    sql.batch_execute(&set("off")).await.unwrap();
+    until_readiness_is(&client, 200).await;
+    client.balance("alice", None).await.expect(200);
+    replica.stop().await;
+}
+
+/// A replica whose connections all lead through a proxy, and are open.
+async fn with_open_connections(database: &Database, approver: &TestApprover) -> (Proxy, Replica, ServiceClient) {
+    let proxy = Proxy::start(database).await;
+    let options = ReplicaOptions::new(&proxy.url, &approver.url())
+        .set("DATABASE_CONNECTIONS", CONNECTIONS.to_string())
+        .set("OPERATION_TIMEOUT_MS", "2000");
+    let replica = options.start().await;
+    let client = ServiceClient::new(&replica.url);
+    let sql = database.client().await;
+    let open = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usename = 'balance_service'";
+    // A lock holds up what asks for a history, so that each one takes a connection of its own.
+    let reached = timeout(PATIENCE, async {
+        while sql.query_one(open, &[]).await.unwrap().get::<_, i64>(0) < CONNECTIONS / 2 {
+            let pages = (0..64).map(|number| client.get(&format!("/user-{number}/history")).send());
+            for page in join_all(pages).await {
+                assert!(page.unwrap().status().is_success());
+            }
+        }
+    });
+    reached.await.expect("connections are opened");
+    (proxy, replica, client)
+}
+
+#[tokio::test]
+async fn connections_that_the_network_swallows_cost_one_deadline_whatever_their_number() {
+    let (database, approver) = (fresh_database().await, TestApprover::start().await);
+    let (proxy, replica, client) = with_open_connections(&database, &approver).await;
+    proxy.swallow_open_connections();
+    client.balance("alice", None).await.expect_problem(503, "database_unavailable");
+    // The first one that died of silence is the last that anybody waits for.
+    for _ in 0..CONNECTIONS {
+        client.balance("alice", None).await.expect(200);
+        client.change(&change("alice", 1, NOON)).await.expect(200);
+    }
+    readiness(&client).await.expect(200);
+    replica.stop().await;
+}
+
+#[tokio::test]
+async fn a_probe_alone_finds_out_that_connections_are_swallowed() {
+    let (database, approver) = (fresh_database().await, TestApprover::start().await);
+    let (proxy, replica, client) = with_open_connections(&database, &approver).await;
+    proxy.swallow_open_connections();
+    let began = Instant::now();
+    let mut refusals = 0;
+    while readiness(&client).await.status != 200 {
+        refusals += 1;
+        // Those within a quarter of a second share an answer, and are no looks of their own.
+        assert!(began.elapsed() < PATIENCE, "{refusals}");
+        tokio::time::sleep(Duration::from_millis(260)).await;
+    }
+    assert_eq!(refusals, 1);
+    client.change(&change("alice", 1, NOON)).await.expect(200);
+    replica.stop().await;
+}
