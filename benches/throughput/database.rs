@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use balance::dev::{PostgresOptions, PrivatePostgres, StopMode};
+use balance::store::SESSION_SETTINGS;
 use tokio_postgres::{Client, NoTls};
 
 use crate::Outcome;
@@ -56,7 +57,10 @@ impl Databases {
     /// One line that says why not.
     pub async fn start(directory: &Path) -> Outcome<Self> {
         let mut options = PostgresOptions::new(directory);
-        options.settings = SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let settings = SETTINGS.into_iter().chain(SESSION_SETTINGS);
+        options.settings = settings
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
         let databases = Self {
             postgres: PrivatePostgres::start(&options).await?,
         };

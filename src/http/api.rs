@@ -25,7 +25,7 @@ use super::types::{
 use crate::domain::Timestamp;
 use crate::metrics::Metrics;
 use crate::service::{ChangeRequest, Figure, FigureAnswer, FigureRequest, HistoryRequest, UseCases};
-use crate::store::{HistoryOrder, Standing, StoreError, StoreReadiness};
+use crate::store::{ConnectionFailure, HistoryOrder, Standing, StoreError, StoreReadiness};
 
 #[derive(Tags)]
 enum Tag {
@@ -204,6 +204,9 @@ impl<S: UseCases> Api<S> {
             Ok(StoreReadiness::NoRights) => Err(
                 "The database role may not do all that the service does; run env/roles.sql on the database.".to_owned(),
             ),
+            Err(StoreError::NoConnection(ConnectionFailure::Insecure(failure))) => {
+                Err(format!("There is no secure connection to the database: {failure}."))
+            }
             Err(StoreError::NoConnection(failure)) => Err(match failure.remedy() {
                 Some(remedy) => format!("The database cannot be used: {failure}; {remedy}."),
                 None => format!("The database cannot be used: {failure}."),

@@ -337,7 +337,10 @@ impl<S: LedgerStore> Recorder<S> {
                     let group = &mut groups[judged.place];
                     let again = if is_alone && is_refusal && judged.accepted.len() > 1 {
                         // It may be due to one of them; each is committed by itself.
-                        judged.accepted.iter_mut().for_each(|(pending, _)| pending.stands_apart = true);
+                        judged
+                            .accepted
+                            .iter_mut()
+                            .for_each(|(pending, _)| pending.stands_apart = true);
                         judged.again(group, reason)
                     } else if is_alone {
                         judged.not_stored(group, reason, answers)

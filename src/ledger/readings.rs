@@ -215,7 +215,11 @@ impl<S: LedgerStore> Reader<S> {
             match self.statement(part, deadline).await {
                 Ok(read) if read.len() == part.len() => readings.extend(read.into_iter().map(Ok)),
                 Ok(read) => {
-                    tracing::error!(asked = part.len(), answered = read.len(), "not as many figures as asked for");
+                    tracing::error!(
+                        asked = part.len(),
+                        answered = read.len(),
+                        "not as many figures as asked for"
+                    );
                     readings.extend(repeat_n(Err(Unavailable::Internal), part.len()));
                 }
                 Err(error) if error.is_refusal() && part.len() > 1 && refusals < MOST_REFUSALS => {

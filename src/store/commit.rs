@@ -11,8 +11,8 @@ use super::connections::StatementError;
 use super::conversion::{to_postgres, to_stored_count};
 use super::statement::statement;
 use super::{CommitError, Store};
-use crate::metrics::Statement;
 use crate::domain::{CallerName, Changes, Entry, IdempotencyKey, Operation};
+use crate::metrics::Statement;
 
 /// The statements below differ in what they write beside the operations, since planning, starting and ending what has
 /// nothing to do costs more than an operation: 0.2 ms in place of 0.1 ms for a batch of one.
@@ -241,7 +241,11 @@ impl Store {
             };
             let connections = &self.connections;
             let ended = match columns.are_plain() {
-                true => connections.run(PlainCommit::of(&columns, instance), deadline, take).await,
+                true => {
+                    connections
+                        .run(PlainCommit::of(&columns, instance), deadline, take)
+                        .await
+                }
                 false => connections.run(Commit::of(&columns, instance), deadline, take).await,
             };
             match ended {
@@ -251,9 +255,9 @@ impl Store {
                 Err(error @ (StatementError::Broken(_) | StatementError::TimedOut)) => {
                     Err(CommitError::InDoubt(error.into()))
                 }
-                Err(
-                    error @ (StatementError::NotSent(_) | StatementError::Refused(_) | StatementError::Unfit(_)),
-                ) => Err(CommitError::NotStored(error.into())),
+                Err(error @ (StatementError::NotSent(_) | StatementError::Refused(_) | StatementError::Unfit(_))) => {
+                    Err(CommitError::NotStored(error.into()))
+                }
             }
         };
         let metrics = &self.connections.metrics.database;

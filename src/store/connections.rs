@@ -142,7 +142,9 @@ impl Lease {
     /// session alive has rolled back. One that ends it may have come after a commit, as when a server is shut down.
     async fn has_outlived_the_error(&mut self) -> bool {
         let probe = self.connection().batch_execute("");
-        timeout(PROBE_TIMEOUT, probe).await.is_ok_and(|answered| answered.is_ok())
+        timeout(PROBE_TIMEOUT, probe)
+            .await
+            .is_ok_and(|answered| answered.is_ok())
     }
 
     /// Ends the lease of a statement that got no answer.
@@ -175,7 +177,9 @@ impl Connections {
     async fn lease(&self, deadline: Instant) -> Result<Lease, StoreError> {
         let mut pauses = Pauses::between_calls();
         loop {
-            let taken = timeout_at(deadline, self.pool.get()).await.map_err(|_| StoreError::Busy)?;
+            let taken = timeout_at(deadline, self.pool.get())
+                .await
+                .map_err(|_| StoreError::Busy)?;
             match taken {
                 Ok(pooled) => {
                     return Ok(Lease {
@@ -245,12 +249,7 @@ impl Connections {
     /// # Errors
     ///
     /// [`StoreError`] of the last attempt.
-    pub(super) async fn read<Q, R>(
-        &self,
-        kind: Statement,
-        query: Q,
-        deadline: Instant,
-    ) -> Result<Vec<R>, StoreError>
+    pub(super) async fn read<Q, R>(&self, kind: Statement, query: Q, deadline: Instant) -> Result<Vec<R>, StoreError>
     where
         Q: Query + QueryFragment<Pg> + QueryId + Copy,
         R: FromSqlRow<Q::SqlType, Pg>,

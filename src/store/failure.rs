@@ -15,7 +15,7 @@ use crate::tls::TlsFailure;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectionFailure {
     /// Nothing answers at the address, or it does not answer in time.
-    #[error("no connection to PostgreSQL: it cannot be reached")]
+    #[error("PostgreSQL cannot be reached")]
     Unreachable(String),
     /// The host of `DATABASE_URL` has no address.
     #[error("no connection to PostgreSQL: the host of DATABASE_URL has no address")]

@@ -8,8 +8,8 @@ use uuid::Uuid;
 use super::conversion::{from_postgres, to_postgres};
 use super::statement::statement;
 use super::{Store, StoreError};
-use crate::metrics::Statement;
 use crate::domain::{OperationId, Timestamp, UserId};
+use crate::metrics::Statement;
 
 /// The rows of `page`, the running sum on top of `opening`, and with each of them the user's version and when it was
 /// recorded; these by themselves where there is no row.

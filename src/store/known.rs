@@ -250,7 +250,15 @@ impl Store {
     ) -> Result<StoredPage, StoreError> {
         let known_at = to_postgres(known_at);
         let kind = Statement::ReadKnownHistory;
-        let rows = load_page!(self, kind, query, deadline, KnownOldestFirst, KnownNewestFirst, known_at);
+        let rows = load_page!(
+            self,
+            kind,
+            query,
+            deadline,
+            KnownOldestFirst,
+            KnownNewestFirst,
+            known_at
+        );
         Ok(to_page(rows?))
     }
 }

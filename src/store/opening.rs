@@ -132,11 +132,7 @@ impl Manager for Opener {
         })
     }
 
-    async fn recycle(
-        &self,
-        pooled: &mut PooledConnection,
-        _: &ObjectMetrics,
-    ) -> RecycleResult<ConnectionFailure> {
+    async fn recycle(&self, pooled: &mut PooledConnection, _: &ObjectMetrics) -> RecycleResult<ConnectionFailure> {
         if pooled.connection.is_broken() {
             return Err(RecycleError::message("the connection is closed"));
         }
@@ -160,7 +156,9 @@ struct Session {
 impl Session {
     /// One round trip, in the simple protocol: nothing is prepared yet.
     async fn of(client: &Client, connection: &mut Connection<Socket, Stream>) -> Result<Self, ConnectionFailure> {
-        let settings = SESSION_SETTINGS.map(|(name, value)| format!("('{name}', '{value}')")).join(", ");
+        let settings = SESSION_SETTINGS
+            .map(|(name, value)| format!("('{name}', '{value}')"))
+            .join(", ");
         let question = format!(
             "SELECT current_setting('server_encoding'), current_setting('transaction_read_only'), \
                 EXISTS (SELECT FROM pg_prepared_statements WHERE name ~ '^s[0-9]+$'), \

@@ -250,7 +250,10 @@ impl Store {
         operations: &[(Timestamp, OperationId)],
         deadline: Instant,
     ) -> Result<HashMap<OperationId, Entry>, StoreError> {
-        let timestamps: Vec<_> = operations.iter().map(|(timestamp, _)| to_postgres(*timestamp)).collect();
+        let timestamps: Vec<_> = operations
+            .iter()
+            .map(|(timestamp, _)| to_postgres(*timestamp))
+            .collect();
         let operation_ids: Vec<_> = operations.iter().map(|(_, id)| id.0).collect();
         let statement = StoredAmong {
             user_id: user_id.as_str(),

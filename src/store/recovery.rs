@@ -11,8 +11,8 @@ use uuid::Uuid;
 use super::conversion::{from_postgres, to_postgres};
 use super::statement::statement;
 use super::{Store, StoreError};
-use crate::metrics::Statement;
 use crate::domain::{CallerName, Context, Operation, OperationId, Timestamp, UserId};
+use crate::metrics::Statement;
 
 /// How far this host's clock and PostgreSQL's may be apart: `recorded_at` is PostgreSQL's, the ids are ours.
 pub const CLOCKS_APART: Duration = Duration::from_secs(60);

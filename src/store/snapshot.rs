@@ -12,10 +12,10 @@ use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{Client, Row, RowStream};
 use uuid::Uuid;
 
+use super::ConnectionFailure;
+use super::conversion::POSTGRES_EPOCH;
 use super::failure::with_cause;
 use super::opening::open_client;
-use super::conversion::POSTGRES_EPOCH;
-use super::ConnectionFailure;
 use crate::config::DatabaseConfig;
 
 /// Unlike a service's statements these last: they take as long as the tables are long, and the first connection does nothing

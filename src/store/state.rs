@@ -10,8 +10,8 @@ use uuid::Uuid;
 use super::conversion::{from_postgres, from_stored_count, to_postgres, to_stored_count};
 use super::statement::statement;
 use super::{Group, Reach, Store, StoreError};
-use crate::metrics::Statement;
 use crate::domain::{Breach, Entry, Head, Moment, Operation, OperationId, Segment, SegmentLength, Timeline, Timestamp};
+use crate::metrics::Statement;
 
 statement! {
     /// The heads of all users, in one row of arrays; then, for those users of whom more is wanted, a row for each segment

@@ -191,6 +191,35 @@ async fn one_statement_commits_as_many_users_as_are_configured() {
     }
 }
 
+/// PostgreSQL refuses what is stored with this context.
+const REFUSE: &str = "
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN IF NEW.context = 'refused' THEN RAISE 'not this one'; END IF; RETURN NEW; END $$;
+    CREATE TRIGGER refuse BEFORE INSERT ON changes_history FOR EACH ROW EXECUTE FUNCTION refuse()";
+
+fn refused(user_id: &str) -> Value {
+    let mut body = change(user_id, 7, LATER);
+    body["context"] = json!("refused");
+    body
+}
+
+#[tokio::test]
+async fn a_change_that_postgresql_refuses_is_told_at_once_and_fails_none_of_the_others_of_its_statement() {
+    let stage = Stage::with_users(8).await;
+    stage.sql.batch_execute(REFUSE).await.unwrap();
+    let (sent, poison) = stage
+        .together(10, async |stage| {
+            let poison = [stage.send(refused("user-3")), stage.send(refused("user-3"))];
+            (send_each(stage, 8, 5), poison)
+        })
+        .await;
+    for poison in poison {
+        poison.await.unwrap().expect_problem(503, "database_unavailable");
+    }
+    expect_each(sent, 105).await;
+    stage.end(each_has(8, &[100, 5])).await;
+}
+
 /// Of 800 operations, and a checkpoint after every eighth: more than a batch would shift.
 const DEEP: &str = "
     INSERT INTO changes_history (user_id, \"timestamp\", seq, balance_change, balance_after, context, operation_id,

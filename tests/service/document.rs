@@ -330,9 +330,7 @@ async fn the_probes_tell_whether_the_process_lives_and_its_dependencies_answer()
     }
     let drop = "DROP TABLE balance, changes_history, balance_checkpoints CASCADE";
     world.database.client().await.batch_execute(drop).await.unwrap();
-    let probed = answer(world.client.get("/readyz"))
-        .await
-        .expect_problem(503, "not_ready");
+    let probed = world.client.until_ready_is(503).await.expect_problem(503, "not_ready");
     assert!(probed.detail().contains("balance migrate"), "{}", probed.detail());
     answer(world.client.get("/livez")).await.expect(200);
 }

@@ -4,13 +4,16 @@ use std::time::Duration;
 
 use balance::dev::{PostgresOptions, PrivatePostgres, StopMode};
 use futures_util::future::join_all;
+use tokio::process::Command;
 use tokio::time::{Instant, timeout};
 
 use crate::support::approver::TestApprover;
+use crate::support::certificates::Authority;
 use crate::support::client::{Answer, ServiceClient, answer, change};
 use crate::support::postgres::{Database, Role, fresh_database, until};
 use crate::support::proxy::Proxy;
 use crate::support::replica::{Replica, ReplicaOptions, Scratch};
+use crate::support::secure_postgres::SecurePostgres;
 use crate::support::standby::standby_of;
 
 const NOON: &str = "2026-01-31T12:00:00Z";
@@ -20,20 +23,6 @@ const CONNECTIONS: i64 = 8;
 
 async fn readiness(client: &ServiceClient) -> Answer {
     answer(client.get("/readyz")).await
-}
-
-/// Asks nothing but `/readyz` until it has this status.
-async fn until_readiness_is(client: &ServiceClient, status: u16) -> Answer {
-    let ready = timeout(PATIENCE, async {
-        loop {
-            let ready = readiness(client).await;
-            if ready.status == status {
-                return ready;
-            }
-            tokio::task::yield_now().await;
-        }
-    });
-    ready.await.expect("the readiness changes")
 }
 
 /// A primary, a standby of it, and the same database on both.
@@ -74,11 +63,14 @@ async fn a_replica_whose_address_led_to_a_standby_is_ready_by_itself_when_it_lea
     let proxy = Proxy::start(standby).await;
     let replica = ReplicaOptions::new(&proxy.url, &approver.url()).start().await;
     let client = ServiceClient::new(&replica.url);
-    let refused = until_readiness_is(&client, 503).await.expect_problem(503, "not_ready");
+    let refused = client.until_ready_is(503).await.expect_problem(503, "not_ready");
     assert!(refused.detail().contains("read-only"), "{}", refused.body);
-    client.balance("alice", None).await.expect_problem(503, "database_unavailable");
+    client
+        .balance("alice", None)
+        .await
+        .expect_problem(503, "database_unavailable");
     proxy.lead_to(primary);
-    until_readiness_is(&client, 200).await;
+    client.until_ready_is(200).await;
     client.change(&change("alice", 1, NOON)).await.expect(200);
     replica.stop().await;
     pair.stop().await;
@@ -100,8 +92,15 @@ async fn no_read_is_answered_by_a_standby_and_none_goes_behind_an_answered_chang
     // The primary's connections end, and the address leads to the standby, which has not heard of the second change.
     proxy.lead_to(standby);
     proxy.break_connections();
-    for path in ["/alice/balance", "/alice/available", "/alice/history", "/alice/balance?knownAt=2026-01-31T12:00:00Z"] {
-        answer(client.get(path)).await.expect_problem(503, "database_unavailable");
+    for path in [
+        "/alice/balance",
+        "/alice/available",
+        "/alice/history",
+        "/alice/balance?knownAt=2026-01-31T12:00:00Z",
+    ] {
+        answer(client.get(path))
+            .await
+            .expect_problem(503, "database_unavailable");
     }
     readiness(&client).await.expect_problem(503, "not_ready");
 
@@ -109,7 +108,7 @@ async fn no_read_is_answered_by_a_standby_and_none_goes_behind_an_answered_chang
     behind.batch_execute("SELECT pg_wal_replay_resume()").await.unwrap();
     until(&behind, "SELECT count(*) FROM changes_history", 2).await;
     behind.batch_execute("SELECT pg_promote()").await.unwrap();
-    until_readiness_is(&client, 200).await;
+    client.until_ready_is(200).await;
     let balance = client.balance("alice", None).await.expect(200);
     assert_eq!(balance.body["balance"], 115);
     replica.stop().await;
@@ -123,15 +122,24 @@ async fn a_server_that_becomes_read_only_loses_its_open_connections_to_a_read_to
     let client = ServiceClient::new(&replica.url);
     client.change(&change("alice", 100, NOON)).await.expect(200);
     let sql = database.client().await;
-    let set = |value: &str| format!("ALTER ROLE {} IN DATABASE {} SET default_transaction_read_only = {value}", Role::Service.name(), database.name);
+    let set = |value: &str| {
+        format!(
+            "ALTER ROLE {} IN DATABASE {} SET default_transaction_read_only = {value}",
+            Role::Service.name(),
+            database.name
+        )
+    };
     sql.batch_execute(&set("on")).await.unwrap();
     let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
                WHERE datname = current_database() AND usename = 'balance_service'";
     sql.execute(end, &[]).await.unwrap();
-    client.balance("alice", None).await.expect_problem(503, "database_unavailable");
-    until_readiness_is(&client, 503).await;
+    client
+        .balance("alice", None)
+        .await
+        .expect_problem(503, "database_unavailable");
+    client.until_ready_is(503).await;
     sql.batch_execute(&set("off")).await.unwrap();
-    until_readiness_is(&client, 200).await;
+    client.until_ready_is(200).await;
     client.balance("alice", None).await.expect(200);
     replica.stop().await;
 }
@@ -145,8 +153,9 @@ async fn with_open_connections(database: &Database, approver: &TestApprover) -> 
     let replica = options.start().await;
     let client = ServiceClient::new(&replica.url);
     let sql = database.client().await;
-    let open = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usename = 'balance_service'";
-    // A lock holds up what asks for a history, so that each one takes a connection of its own.
+    let open =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usename = 'balance_service'";
+    // Pages of histories are read each by itself.
     let reached = timeout(PATIENCE, async {
         while sql.query_one(open, &[]).await.unwrap().get::<_, i64>(0) < CONNECTIONS / 2 {
             let pages = (0..64).map(|number| client.get(&format!("/user-{number}/history")).send());
@@ -164,7 +173,10 @@ async fn connections_that_the_network_swallows_cost_one_deadline_whatever_their_
     let (database, approver) = (fresh_database().await, TestApprover::start().await);
     let (proxy, replica, client) = with_open_connections(&database, &approver).await;
     proxy.swallow_open_connections();
-    client.balance("alice", None).await.expect_problem(503, "database_unavailable");
+    client
+        .balance("alice", None)
+        .await
+        .expect_problem(503, "database_unavailable");
     // The first one that died of silence is the last that anybody waits for.
     for _ in 0..CONNECTIONS {
         client.balance("alice", None).await.expect(200);
@@ -190,4 +202,82 @@ async fn a_probe_alone_finds_out_that_connections_are_swallowed() {
     assert_eq!(refusals, 1);
     client.change(&change("alice", 1, NOON)).await.expect(200);
     replica.stop().await;
+}
+
+/// PostgreSQL is asked for a connection by `/readyz` alone; what the process's log and the probe say of it.
+async fn refused_connection(url: &str) -> (String, Vec<String>) {
+    let approver = TestApprover::start().await;
+    let replica = ReplicaOptions::new(url, &approver.url()).start().await;
+    let client = ServiceClient::new(&replica.url);
+    let mut detail = String::new();
+    for _ in 0..5 {
+        let ready = readiness(&client).await.expect_problem(503, "not_ready");
+        ready.detail().clone_into(&mut detail);
+        tokio::time::sleep(Duration::from_millis(260)).await;
+    }
+    let told = replica.output();
+    let told = told
+        .into_iter()
+        .filter(|line| line.starts_with("WARN balance::store"))
+        .collect();
+    replica.stop().await;
+    (detail, told)
+}
+
+#[tokio::test]
+async fn why_there_is_no_connection_is_told_once_to_the_log_and_its_class_to_the_probe() {
+    let database = fresh_database().await;
+    let (host, _) = database.url.rsplit_once('/').unwrap();
+    let authority = Authority::new("readiness");
+    let certificate = authority.sign(&["localhost"]);
+    let server = SecurePostgres::start("readiness", &authority, &certificate).await;
+    let wrong_password = server
+        .url("localhost", "postgres", "sslmode=require")
+        .replace("hunter2", "hunter3");
+    for (url, class, said) in [
+        (
+            format!("{}%0A", database.url),
+            "database of the name",
+            r#"\n" does not exist"#,
+        ),
+        (format!("{host}/nowhere"), "database of the name", "nowhere"),
+        (wrong_password, "credentials", "password authentication failed"),
+        (
+            "postgres://balance@127.0.0.1:1/balance".to_owned(),
+            "cannot be reached",
+            "refused",
+        ),
+        (
+            "postgres://balance@nowhere.invalid/balance".to_owned(),
+            "host",
+            "lookup",
+        ),
+    ] {
+        let (detail, told) = refused_connection(&url).await;
+        assert!(detail.contains(class), "{url}: {detail}");
+        assert_eq!(told.len(), 1, "{url}: {told:#?}");
+        assert!(told[0].contains(said), "{url}: {told:#?}");
+        assert!(!told[0].contains("hunter"), "{told:#?}");
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_is_not_utf_8_is_refused_by_migrate_and_by_readiness_naming_its_encoding() {
+    let database = fresh_database().await;
+    let sql = database.client().await;
+    for encoding in ["LATIN1", "SQL_ASCII"] {
+        let name = format!("{}_{}", database.name, encoding.to_lowercase());
+        let create =
+            format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'");
+        sql.batch_execute(&create).await.unwrap();
+        let (host, _) = database.url.rsplit_once('/').unwrap();
+        let url = format!("{host}/{name}");
+        let mut migrate = Command::new(env!("CARGO_BIN_EXE_balance"));
+        let migrated = migrate.arg("migrate").env("DATABASE_URL", &url).output().await.unwrap();
+        let said = String::from_utf8(migrated.stderr).unwrap();
+        assert!(!migrated.status.success() && said.contains(encoding), "{said}");
+        let (detail, told) = refused_connection(&url).await;
+        assert!(detail.contains(encoding) && detail.contains("UTF8"), "{detail}");
+        assert!(told[0].contains(encoding), "{told:#?}");
+    }
 }

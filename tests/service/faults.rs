@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls};
 
 use crate::load::{Lines, Load, Unanswered};
@@ -20,19 +20,9 @@ use crate::support::postgres::{Database, Role, fresh_database};
 use crate::support::replica::{Replica, ReplicaOptions, Scratch};
 
 const MOMENT: &str = "2026-01-31T12:00:00Z";
-const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn readiness(client: &ServiceClient) -> Answer {
     answer(client.get("/readyz")).await
-}
-
-async fn until_ready(client: &ServiceClient) {
-    let ready = timeout(PATIENCE, async {
-        while readiness(client).await.status != 200 {
-            sleep(Duration::from_millis(20)).await;
-        }
-    });
-    ready.await.expect("the replica becomes ready");
 }
 
 async fn connect(url: &str) -> Client {
@@ -74,13 +64,13 @@ async fn postgres_may_stop_and_start_while_the_service_goes_on() {
         read.expect_problem(503, "database_unavailable");
         let changed = client.change(&change("alice", 1, MOMENT)).await;
         changed.expect_problem(503, "database_unavailable");
-        let ready = readiness(&client).await.expect_problem(503, "not_ready");
+        let ready = client.until_ready_is(503).await.expect_problem(503, "not_ready");
         assert!(ready.detail().contains("database"), "{}", ready.body);
         answer(client.get("/livez")).await.expect(200);
 
         postgres = PrivatePostgres::start(&options).await.unwrap();
         assert_eq!(Database::of(&postgres, "balance").url, url);
-        until_ready(&client).await;
+        client.until_ready_is(200).await;
         load.answered(40).await;
         let balance = client.balance("alice", None).await.expect(200);
         assert_eq!(balance.body["balance"], 100);
@@ -136,7 +126,7 @@ async fn a_database_without_schema_is_said_to_need_migration_and_may_get_it_whil
         .await
         .unwrap();
     assert!(migrated.status.success(), "{migrated:?}");
-    readiness(&client).await.expect(200);
+    client.until_ready_is(200).await;
     client.change(&body).await.expect(200);
     replica.stop().await;
 }

@@ -18,20 +18,6 @@ const AT_15: &str = "2026-01-31T12:00:15Z";
 const AT_20: &str = "2026-01-31T12:00:20Z";
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits until the replica is ready, or not any more.
-async fn until_ready_is(client: &ServiceClient, status: u16) -> String {
-    let waited = timeout(PATIENCE, async {
-        loop {
-            let ready = answer(client.get("/readyz")).await;
-            if ready.status == status {
-                return ready.detail().to_owned();
-            }
-            tokio::task::yield_now().await;
-        }
-    });
-    waited.await.expect("the replica's readiness changes")
-}
-
 #[tokio::test]
 async fn in_session_mode_two_replicas_share_a_pooler_and_all_works() {
     let (database, approver) = (fresh_database().await, TestApprover::start().await);
@@ -72,7 +58,10 @@ async fn a_pooler_that_mixes_up_statements_gives_no_wrong_figure_and_readiness_n
     for _ in 0..2 {
         replicas.push(ReplicaOptions::new(&url, &approver.url()).start().await);
     }
-    let clients: Vec<_> = replicas.iter().map(|replica| ServiceClient::new(&replica.url)).collect();
+    let clients: Vec<_> = replicas
+        .iter()
+        .map(|replica| ServiceClient::new(&replica.url))
+        .collect();
     let mut changes_sent = 0;
     for _ in 0..40 {
         let asked = (0..8).map(|number| {
@@ -80,7 +69,12 @@ async fn a_pooler_that_mixes_up_statements_gives_no_wrong_figure_and_readiness_n
                 0 => (clients[0].clone(), "balance"),
                 _ => (clients[1].clone(), "available"),
             };
-            async move { (figure, answer(client.get(&format!("/alice/{figure}?timestamp={AT_15}"))).await) }
+            async move {
+                (
+                    figure,
+                    answer(client.get(&format!("/alice/{figure}?timestamp={AT_15}"))).await,
+                )
+            }
         });
         for (figure, told) in join_all(asked).await {
             // At 15 the balance is 100, and nothing of it can be withdrawn.
@@ -113,7 +107,7 @@ async fn a_pooler_that_mixes_up_statements_gives_no_wrong_figure_and_readiness_n
     // Mended, the replicas are ready by themselves, and nothing was written that was not answered for.
     pooler.reload(PoolMode::Session);
     for client in &clients {
-        until_ready_is(client, 200).await;
+        client.until_ready_is(200).await;
     }
     let bob = clients[0].balance("bob", None).await.expect(200);
     assert!(bob.body["balance"].as_i64().unwrap() <= i64::try_from(changes_sent).unwrap());
@@ -144,9 +138,11 @@ async fn migrate_and_replicas_leave_no_lock_and_no_setting_on_a_poolers_connecti
     migrate(pooler.url_as(Role::Owner)).await;
     migrate(database.url_as(Role::Owner)).await;
 
-    let replica = ReplicaOptions::new(&pooler.url_as(Role::Service), &approver.url()).start().await;
+    let replica = ReplicaOptions::new(&pooler.url_as(Role::Service), &approver.url())
+        .start()
+        .await;
     let client = ServiceClient::new(&replica.url);
-    until_ready_is(&client, 200).await;
+    client.until_ready_is(200).await;
     client.change(&change("alice", 1, AT_10)).await.expect(200);
     let sql = database.client().await;
     let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' \
@@ -174,7 +170,8 @@ async fn migrate_and_replicas_leave_no_lock_and_no_setting_on_a_poolers_connecti
 async fn a_migration_that_waits_for_another_says_so() {
     let database = fresh_database().await;
     let (sql, holder) = (database.client().await, database.client().await);
-    holder.batch_execute("BEGIN; SELECT pg_advisory_xact_lock(x'62616c616e6365'::bigint)")
+    holder
+        .batch_execute("BEGIN; SELECT pg_advisory_xact_lock(x'62616c616e6365'::bigint)")
         .await
         .unwrap();
     let mut migration = Command::new(env!("CARGO_BIN_EXE_balance"));

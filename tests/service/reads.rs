@@ -1,5 +1,6 @@
 //! Reading balances: now, then and in the future, of every user whose id may be.
 
+use futures_util::future::join_all;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -198,4 +199,39 @@ async fn an_id_need_not_be_encoded_where_a_path_can_hold_it() {
         let read = get(&world, &format!("/{id}/balance")).await;
         assert_eq!((&read["userId"], &read["balance"]), (&json!(meant), &balance), "{id}");
     }
+}
+
+#[tokio::test]
+async fn a_user_whose_rows_postgresql_cannot_compute_with_fails_no_read_of_others() {
+    let world = World::start().await;
+    for user in 0..40 {
+        world.deposit(&format!("user-{user}"), 100).await;
+        let later = change(&format!("user-{user}"), 1, "2026-01-31T12:00:20Z");
+        world.client.change(&later).await.expect(200);
+    }
+    // With it the sum of what follows is beyond 64 bits.
+    let break_one = "INSERT INTO balance_checkpoints (user_id, \"timestamp\", balance, lowest, highest,
+            recorded_from, recorded_until, all_recorded_until)
+        VALUES ('user-17', '2026-01-31T11:00:00Z', 9223372036854775807, 0, 9223372036854775807, now(), now(), now())";
+    world.database.client().await.batch_execute(break_one).await.unwrap();
+    for _ in 0..5 {
+        let reads = (0..40).map(|user| {
+            let client = world.client.clone();
+            async move {
+                (
+                    user,
+                    client
+                        .balance(&format!("user-{user}"), Some("2026-01-31T12:00:10Z"))
+                        .await,
+                )
+            }
+        });
+        for (user, read) in join_all(reads).await {
+            match user {
+                17 => drop(read.expect_problem(503, "database_unavailable")),
+                _ => assert_eq!(read.expect(200).body["balance"], 100),
+            }
+        }
+    }
+    world.replica.stop().await;
 }

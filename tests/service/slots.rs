@@ -93,7 +93,7 @@ async fn without_a_connection_left_operations_get_503_at_once_and_with_few_they_
     for answered in operations.join_all().await {
         answered.expect(200);
     }
-    answer(client.get("/readyz")).await.expect(200);
+    client.until_ready_is(200).await;
     drop(taken);
     replica.stop().await;
     postgres.stop(StopMode::Fast).await.unwrap();

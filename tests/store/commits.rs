@@ -187,7 +187,10 @@ async fn a_database_that_is_not_there_is_unreachable() {
     };
     let store = Store::new(&config, SegmentLength::DEFAULT, Arc::default());
     let result = balance_at(&store, &operation("alice", 0, 0).user_id, at(0)).await;
-    assert!(matches!(result, Err(StoreError::NoConnection(ConnectionFailure::Unreachable(_)))), "{result:?}");
+    assert!(
+        matches!(result, Err(StoreError::NoConnection(ConnectionFailure::Unreachable(_)))),
+        "{result:?}"
+    );
 }
 
 #[tokio::test]

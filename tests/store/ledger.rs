@@ -20,7 +20,11 @@ use uuid::Uuid;
 use crate::support::postgres::{Database, fresh_database};
 
 pub fn store(database: &Database, segment_length: u32) -> Store {
-    Store::new(&database.config(16), SegmentLength::new(segment_length).unwrap(), Arc::default())
+    Store::new(
+        &database.config(16),
+        SegmentLength::new(segment_length).unwrap(),
+        Arc::default(),
+    )
 }
 
 pub fn soon() -> Instant {

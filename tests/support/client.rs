@@ -190,6 +190,20 @@ impl ServiceClient {
         understood(read.send()).await
     }
 
+    /// Asks nothing but `/readyz` until it has this status; the last look at PostgreSQL serves for a moment.
+    pub async fn until_ready_is(&self, status: u16) -> Answer {
+        let asked = timeout(Duration::from_secs(60), async {
+            loop {
+                let ready = answer(self.get("/readyz")).await;
+                if ready.status == status {
+                    return ready;
+                }
+                yield_now().await;
+            }
+        });
+        asked.await.expect("the replica's readiness changes")
+    }
+
     /// A page of the history; `user_id` and `query` as they stand in the URL.
     pub async fn history(&self, user_id: &str, query: &str) -> Answer {
         let client = self.generated();

@@ -76,7 +76,7 @@ async fn a_ledger_of_the_schema_before_is_right_when_it_is_migrated_and_tells_wh
 
     let applied = migrate(&world.database.config_as(Role::Owner, 1)).await.unwrap();
     assert_eq!(applied.len(), 1);
-    answer(world.client.get("/readyz")).await.expect(200);
+    world.client.until_ready_is(200).await;
     world.client.change(&change("bob", 5, &second(150))).await.expect(200);
     // What bob had when half of his operations were recorded, in whatever order.
     let half = "SELECT to_char(max(recorded_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), \

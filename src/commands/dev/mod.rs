@@ -10,7 +10,7 @@ use super::{CommandError, DevelopmentArguments, Shutdown, say};
 use crate::config::{ApproverUrl, ConfigError, DatabaseUrl, StandInOptions};
 use crate::dev::{Demo, PostgresOptions, PrivatePostgres, StandInApprover, StartStage, StopMode};
 use crate::replica::{self, Addresses};
-use crate::store::migrate;
+use crate::store::{SESSION_SETTINGS, migrate};
 use crate::version::VERSION;
 use banner::{Banner, FAINT, GOOD, LABEL, absolute};
 
@@ -57,7 +57,11 @@ pub(super) async fn run(mut arguments: DevelopmentArguments) -> Result<(), Comma
     config.http.shutdown_delay = Duration::ZERO;
 
     say(format_args!("{LABEL}balance{LABEL:#} {FAINT}{VERSION}{FAINT:#}"));
-    let options = PostgresOptions::new(&data_dir);
+    let mut options = PostgresOptions::new(&data_dir);
+    // Its only role is the superuser, who has none of the settings of env/roles.sql.
+    options.settings = SESSION_SETTINGS
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
     let began = Instant::now();
     let mut postgres = PrivatePostgres::start_watched(&options, waiting_for).await?;
     say(format_args!(

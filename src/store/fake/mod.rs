@@ -18,7 +18,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
 use super::{
-    CommitError, CommitOutcome, ConnectionFailure, Group, GroupCommit, LedgerStore, Reach, Reading, Standing, StoreError, UserState,
+    CommitError, CommitOutcome, ConnectionFailure, Group, GroupCommit, LedgerStore, Reach, Reading, Standing,
+    StoreError, UserState,
 };
 use crate::domain::{Context, Entry, Head, Operation, OperationId, Timestamp, UserId};
 

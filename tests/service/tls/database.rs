@@ -81,7 +81,7 @@ async fn every_connection_to_postgresql_is_encrypted_and_whoever_is_not_the_trus
             };
             let line = refused(command, &variables).await;
             assert!(
-                line.contains("no secure connection: ") && line.contains(said),
+                line.contains("no secure connection to PostgreSQL: ") && line.contains(said),
                 "{command} {parameters}: {line}"
             );
             assert!(!line.contains("localhost") && !line.contains("127.0.0.1"), "{line}");
@@ -297,7 +297,7 @@ async fn where_tls_is_asked_for_a_postgresql_without_it_is_sent_nothing_but_the_
         for command in ["migrate", "verify"] {
             let line = refused(command, &[("DATABASE_URL", &url)]).await;
             assert!(
-                line.ends_with("no secure connection: the server offers no TLS"),
+                line.ends_with("no secure connection to PostgreSQL: the server offers no TLS"),
                 "{line}"
             );
         }
