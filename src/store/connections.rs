@@ -176,10 +176,12 @@ impl Connections {
 
     async fn lease(&self, deadline: Instant) -> Result<Lease, StoreError> {
         let mut pauses = Pauses::between_calls();
+        let mut last_failure = None;
         loop {
-            let taken = timeout_at(deadline, self.pool.get())
-                .await
-                .map_err(|_| StoreError::Busy)?;
+            let out_of_time = |failure: Option<_>| failure.map_or(StoreError::Busy, StoreError::NoConnection);
+            let Ok(taken) = timeout_at(deadline, self.pool.get()).await else {
+                return Err(out_of_time(last_failure));
+            };
             match taken {
                 Ok(pooled) => {
                     return Ok(Lease {
@@ -188,9 +190,14 @@ impl Connections {
                         trust: self.trust.clone(),
                     });
                 }
-                // Those that are open serve all, one after the other.
-                Err(PoolError::Backend(ConnectionFailure::NoneLeft(_))) if self.pool.status().size > 0 => {
-                    pauses.pause(deadline).await.map_err(|_| StoreError::Busy)?;
+                // Those that are open serve all, one after the other. A pooler that has no connection left is silent.
+                Err(PoolError::Backend(
+                    failure @ (ConnectionFailure::NoneLeft(_) | ConnectionFailure::Unreachable(_)),
+                )) if self.pool.status().size > 0 => {
+                    last_failure = Some(failure);
+                    if pauses.pause(deadline).await.is_err() {
+                        return Err(out_of_time(last_failure));
+                    }
                 }
                 Err(PoolError::Backend(failure)) => return Err(StoreError::NoConnection(failure)),
                 Err(

@@ -20,6 +20,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn in_session_mode_two_replicas_share_a_pooler_and_all_works() {
+    if PgBouncer::is_missing() {
+        return;
+    }
     let (database, approver) = (fresh_database().await, TestApprover::start().await);
     let pooler = PgBouncer::start(&database, PoolMode::Session, 20).await;
     let url = pooler.url_as(Role::Service);
@@ -45,6 +48,9 @@ async fn in_session_mode_two_replicas_share_a_pooler_and_all_works() {
 
 #[tokio::test]
 async fn a_pooler_that_mixes_up_statements_gives_no_wrong_figure_and_readiness_names_the_setting_that_mends_it() {
+    if PgBouncer::is_missing() {
+        return;
+    }
     let (database, approver) = (fresh_database().await, TestApprover::start().await);
     let direct = ReplicaOptions::new(&database.url, &approver.url()).start().await;
     let direct_client = ServiceClient::new(&direct.url);
@@ -125,6 +131,9 @@ async fn a_pooler_that_mixes_up_statements_gives_no_wrong_figure_and_readiness_n
 
 #[tokio::test]
 async fn migrate_and_replicas_leave_no_lock_and_no_setting_on_a_poolers_connection() {
+    if PgBouncer::is_missing() {
+        return;
+    }
     let (database, approver) = (fresh_database().await, TestApprover::start().await);
     // Two server connections that are never reset in between.
     let pooler = PgBouncer::start(&database, PoolMode::Transaction, 2).await;

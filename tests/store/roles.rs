@@ -7,7 +7,7 @@ use std::sync::Arc;
 use balance::config::{DatabaseConfig, DatabaseUrl};
 use balance::dev::{PostgresOptions, PrivatePostgres, StopMode};
 use balance::domain::SegmentLength;
-use balance::store::{Store, StoreReadiness, migrate};
+use balance::store::{SESSION_SETTINGS, Store, StoreReadiness, migrate};
 use tokio::time::{Duration, Instant};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls};
@@ -319,17 +319,6 @@ async fn a_replica_without_the_rights_is_not_ready() {
     }
 }
 
-/// The settings that bound and plan a replica's statements, as PostgreSQL shows them.
-const SETTINGS: [(&str, &str); 7] = [
-    ("statement_timeout", "10s"),
-    ("lock_timeout", "5s"),
-    ("idle_in_transaction_session_timeout", "10s"),
-    ("plan_cache_mode", "force_generic_plan"),
-    ("enable_seqscan", "off"),
-    ("jit", "off"),
-    ("client_min_messages", "warning"),
-];
-
 #[tokio::test]
 async fn the_service_role_brings_the_session_settings_of_a_replica() {
     let database = filled().await;
@@ -340,13 +329,13 @@ async fn the_service_role_brings_the_session_settings_of_a_replica() {
     admin.batch_execute(&unfinished()).await.unwrap();
     let settings = "SELECT unnest(setconfig) FROM pg_db_role_setting \
          WHERE setrole = 'balance_service'::regrole AND setdatabase = 0 ORDER BY 1";
-    let mut expected = SETTINGS.map(|(name, value)| format!("{name}={value}"));
+    let mut expected = SESSION_SETTINGS.map(|(name, value)| format!("{name}={value}"));
     expected.sort();
     assert_eq!(listed(&admin, settings).await, expected);
     admin.batch_execute("ROLLBACK").await.unwrap();
 
     let service = database.client_as(Role::Service).await;
-    for (name, value) in SETTINGS {
+    for (name, value) in SESSION_SETTINGS {
         let shown = service.query_one(&format!("SHOW {name}"), &[]).await.unwrap();
         assert_eq!(shown.get::<_, &str>(0), value, "{name}");
     }

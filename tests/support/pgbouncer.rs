@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::str::FromStr;
 use std::time::Duration;
@@ -17,6 +17,9 @@ use tokio_postgres::config::Host;
 use super::postgres::{Database, Role};
 use super::replica::Scratch;
 use super::secure_postgres::free_port;
+
+/// Where Debian and its kin have it.
+const PROGRAM: &str = "/usr/sbin/pgbouncer";
 
 /// How clients share server connections.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +40,16 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
+    /// Whether it is not installed, so that a test of it is skipped, and says so. In CI it must be.
+    pub fn is_missing() -> bool {
+        let is_missing = !Path::new(PROGRAM).exists();
+        if is_missing {
+            assert!(std::env::var_os("CI").is_none(), "{PROGRAM} is not there");
+            eprintln!("skipped: {PROGRAM} is not there");
+        }
+        is_missing
+    }
+
     /// One in front of a database of the tests' server, with this many server connections.
     pub async fn start(database: &Database, mode: PoolMode, connections: u32) -> Self {
         let config = tokio_postgres::Config::from_str(&database.url).unwrap();
@@ -63,7 +76,7 @@ impl PgBouncer {
         fs::write(scratch.0.join("users"), users).unwrap();
         let path = scratch.0.join("pgbouncer.ini");
         fs::write(&path, with_mode(&settings, mode)).unwrap();
-        let mut command = Command::new("/usr/sbin/pgbouncer");
+        let mut command = Command::new(PROGRAM);
         command.arg("-q").arg(&path).stdin(Stdio::null()).kill_on_drop(true);
         if geteuid().is_root() {
             for file in [&scratch.0, &path, &scratch.0.join("users")] {
