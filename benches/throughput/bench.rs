@@ -1,7 +1,6 @@
 //! What all measurements share: PostgreSQL, a database for each contender, the load generators, and what was found so far.
 
 use std::io::Write;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::Outcome;
@@ -12,6 +11,7 @@ use crate::database::{Database, Databases};
 use crate::format::{milliseconds, rate};
 use crate::pgbench::Pgbench;
 use crate::process::{Server, command};
+use crate::processor::Meter;
 use crate::results::{Contender, Fault, Figures, Measurement, Memory, Results, Subject};
 use crate::work::Work;
 use crate::wrk::Wrk;
@@ -153,14 +153,22 @@ impl<'a> Bench<'a> {
     pub async fn load(
         &mut self,
         work: Work,
-        server: SocketAddr,
+        server: &Server,
         connections: u32,
         seconds: u32,
         seed: u32,
     ) -> Outcome<Figures> {
         let user = self.next_hot_user();
         let load = work.load(&self.settings.sizes, &self.loaded, user, seed)?;
-        self.wrk.run(server, connections, seconds, &load).await
+        let meter = self.meter(&[server]);
+        let mut figures = self.wrk.run(server.address, connections, seconds, &load).await?;
+        figures.processor = meter.per_request(figures.requests);
+        Ok(figures)
+    }
+
+    /// Begins to count the processor time of servers and PostgreSQL.
+    pub fn meter(&self, servers: &[&Server]) -> Meter {
+        Meter::start(servers, self.databases.postmaster())
     }
 
     /// A user whom nobody has heard of.
@@ -195,11 +203,13 @@ impl<'a> Bench<'a> {
             0 => String::new(),
             errors => format!(" · {errors} errors"),
         };
+        let processor = figures.processor.map(|processor| format!(" · {}", processor));
         say(&format!(
-            "{}{}{}{errors}",
+            "{}{}{}{}{errors}",
             rate(figures.per_second),
             median.unwrap_or_default(),
-            latency.unwrap_or_default()
+            latency.unwrap_or_default(),
+            processor.unwrap_or_default()
         ));
         self.results.measurements.push(Measurement {
             subject,

@@ -132,6 +132,11 @@ impl Databases {
         Ok((version, settings))
     }
 
+    /// The process id of the postmaster.
+    pub fn postmaster(&self) -> i32 {
+        self.postgres.process_id()
+    }
+
     /// The directory of PostgreSQL's programs.
     pub fn programs(&self) -> &Path {
         self.postgres.bin_dir()

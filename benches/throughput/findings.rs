@@ -42,6 +42,8 @@ pub struct Finding {
     pub measured: String,
     /// In absolute figures.
     pub figures: String,
+    /// Processor time of a request: the replica's and PostgreSQL's.
+    pub processor: String,
     /// Whether that is enough.
     pub verdict: Verdict,
 }
@@ -68,6 +70,7 @@ impl Finding {
             target: target.to_owned(),
             measured: "–".to_owned(),
             figures: "–".to_owned(),
+            processor: "–".to_owned(),
             verdict: Verdict::NotMeasured,
         }
     }
@@ -79,6 +82,14 @@ impl Finding {
             verdict: Verdict::of(reached),
             ..self
         }
+    }
+
+    /// Adds what a request of the subject cost the machine.
+    fn costing(mut self, results: &Results, subject: &Subject) -> Self {
+        if let Some(processor) = results.processor(subject) {
+            self.processor = processor.to_string();
+        }
+        self
     }
 
     /// Nothing is reached in a row in which requests failed or something wrong was found.
@@ -111,7 +122,7 @@ fn load(results: &Results, settings: &Settings, row: &LoadRow) -> Finding {
     let subject = |contender| Subject::of(row.name, contender, settings.most_connections());
     let service = subject(Contender::Service);
     let targets: Vec<String> = row.targets.iter().map(|target| target.text()).collect();
-    let finding = Finding::new(row.work.title(&settings.sizes), &targets.join(", and "));
+    let finding = Finding::new(row.work.title(&settings.sizes), &targets.join(", and ")).costing(results, &service);
     let outcomes: Vec<(String, bool)> = row
         .targets
         .iter()
@@ -186,6 +197,7 @@ fn deep(results: &Results, settings: &Settings) -> Finding {
     let finding = Finding::new(work, "under 100 × a change in order");
     let subject = |kind| latency::subject(RowName::Deep, kind, length);
     let (deep, in_order) = (subject(Kind::BeforeAll), subject(Kind::InOrder));
+    let finding = finding.costing(results, &deep);
     let Some(ratio) = results.ratio(&deep, &in_order, |figures| figures.p50) else {
         return finding.unless_failed(results, RowName::Deep);
     };
@@ -202,6 +214,7 @@ fn one_client(results: &Results, work: Work) -> Finding {
     let title = format!("one client, idle service: latency of {}", work.short());
     let finding = Finding::new(title, "not above plain");
     let [service, plain] = [Contender::Service, Contender::Plain].map(|contender| idle::subject(work, contender));
+    let finding = finding.costing(results, &service);
     let Some(ratio) = results.ratio(&service, &plain, |figures| figures.p50) else {
         return finding.unless_failed(results, RowName::OneClient);
     };
@@ -218,6 +231,7 @@ fn two_replicas(results: &Results, settings: &Settings) -> Finding {
     let work = "two replicas on one hot user".to_owned();
     let finding = Finding::new(work, "no slower than one replica, no answer lost to conflicts");
     let [one, two] = replicas::PARTS.map(|part| replicas::subject(part, settings));
+    let finding = finding.costing(results, &two);
     let Some(ratio) = results.ratio(&two, &one, |figures| Some(figures.per_second)) else {
         return finding.unless_failed(results, RowName::TwoReplicas);
     };

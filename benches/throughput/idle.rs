@@ -45,7 +45,7 @@ pub async fn measure(bench: &mut Bench<'_>) -> Outcome<()> {
                 let subject = subject(work, contender);
                 bench.begin("one client", &subject);
                 let seconds = bench.settings.short_seconds();
-                let figures = bench.load(work, server.address, 1, seconds, round).await?;
+                let figures = bench.load(work, server, 1, seconds, round).await?;
                 bench.finish(subject, round, figures);
             }
         }

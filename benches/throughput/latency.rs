@@ -99,7 +99,9 @@ pub async fn measure(bench: &mut Bench<'_>, row: RowName) -> Outcome<()> {
         for (kind, length) in parts(&bench.settings, row) {
             let subject = subject(row, kind, length);
             bench.begin("long history", &subject);
-            let figures = requests(bench, &mut client, kind, length, round).await?;
+            let meter = bench.meter(&[&service]);
+            let mut figures = requests(bench, &mut client, kind, length, round).await?;
+            figures.processor = meter.per_request(figures.requests);
             if !matches!(kind, Kind::ReadNow | Kind::ReadPast) {
                 changes += figures.requests - figures.errors;
             }

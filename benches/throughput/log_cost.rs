@@ -43,7 +43,7 @@ pub async fn measure(bench: &mut Bench<'_>) -> Outcome<()> {
     for work in WORKS {
         if !bench.settings.quick {
             for server in servers {
-                bench.load(work, server.address, connections, 1, 0).await?;
+                bench.load(work, server, connections, 1, 0).await?;
             }
         }
         for round in 1..=bench.settings.rounds {
@@ -53,7 +53,7 @@ pub async fn measure(bench: &mut Bench<'_>) -> Outcome<()> {
                 let subject = subject(work, way, &bench.settings);
                 bench.begin("operations log", &subject);
                 let seconds = bench.settings.short_seconds();
-                let figures = bench.load(work, server.address, connections, seconds, round).await?;
+                let figures = bench.load(work, server, connections, seconds, round).await?;
                 bench.finish(subject, round, figures);
             }
         }

@@ -9,7 +9,7 @@
 //! | `ceiling`, `plain`, `plain_statements`, `server` | the servers to compare with |
 //! | `wrk`, `pgbench`, `client` | who puts the load on |
 //! | `database`, `data` | PostgreSQL, what is loaded, and whether it is right |
-//! | `process` | children that end with this process |
+//! | `process`, `processor` | children that end with this process, and their processor time |
 //! | `idle`, `replicas`, `latency`, `log_cost` | the other rows |
 //! | `results`, `findings`, `report`, `machine`, `format` | what was found, and how it is told |
 //! | `throughput_chart`, `growth_chart`, `svg` | the charts |
@@ -31,6 +31,7 @@ mod pgbench;
 mod plain;
 mod plain_statements;
 mod process;
+mod processor;
 mod replicas;
 mod report;
 mod results;

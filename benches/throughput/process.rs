@@ -126,14 +126,19 @@ impl Server {
         Some(kibibytes * 1_024)
     }
 
+    /// Its process id; `None` once it has ended.
+    pub fn process_id(&self) -> Option<i32> {
+        i32::try_from(self.child.id()?).ok()
+    }
+
     /// Stops it in order, so that its last lines are written.
     ///
     /// # Errors
     ///
     /// If it ends badly or not in time.
     pub async fn stop(mut self) -> Outcome<()> {
-        if let Some(id) = self.child.id() {
-            kill(Pid::from_raw(i32::try_from(id)?), Signal::SIGTERM)?;
+        if let Some(id) = self.process_id() {
+            kill(Pid::from_raw(id), Signal::SIGTERM)?;
         }
         let status = timeout(STOP_BOUND, self.child.wait())
             .await

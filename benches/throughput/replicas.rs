@@ -1,11 +1,10 @@
 //! Two replicas that change the balance of one hot user at the same time, beside one replica under the same load.
 
-use std::net::SocketAddr;
-
 use crate::Outcome;
 use crate::arguments::{RowName, Settings};
 use crate::bench::Bench;
 use crate::data::{Users, verify_stored};
+use crate::process::Server;
 use crate::results::{Contender, Figures, Subject};
 use crate::work::Work;
 
@@ -35,7 +34,7 @@ pub async fn measure(bench: &mut Bench<'_>) -> Outcome<()> {
     let variables = [("INSTANCE", "replica-2"), ("OPERATIONS_LOG", &log)];
     let second = bench.start_service(&variables).await?;
     let before = verify_stored(&bench.service_database, Users::Hot).await?;
-    load(bench, first.address, second.address, 1).await?;
+    load(bench, &first, &second, 1).await?;
     for round in 1..=bench.settings.rounds {
         let mut parts = PARTS.map(|part| (part, if part == PARTS[0] { &first } else { &second }));
         parts.rotate_left((round as usize - 1) % PARTS.len());
@@ -43,7 +42,7 @@ pub async fn measure(bench: &mut Bench<'_>) -> Outcome<()> {
             let subject = subject(part, &bench.settings);
             bench.begin("one hot user", &subject);
             let seconds = bench.settings.seconds;
-            let figures = load(bench, first.address, other.address, seconds).await?;
+            let figures = load(bench, &first, other, seconds).await?;
             bench.finish(subject, round, figures);
         }
     }
@@ -61,16 +60,25 @@ pub async fn measure(bench: &mut Bench<'_>) -> Outcome<()> {
 }
 
 /// The same load in both parts: two generators with half of the connections each.
-async fn load(bench: &mut Bench<'_>, one: SocketAddr, other: SocketAddr, seconds: u32) -> Outcome<Figures> {
+async fn load(bench: &mut Bench<'_>, one: &Server, other: &Server, seconds: u32) -> Outcome<Figures> {
     let user = bench.next_hot_user();
     let half = (bench.settings.most_connections() / 2).max(1);
     let load = |seed| Work::Hot.load(&bench.settings.sizes, &bench.loaded, user.clone(), seed);
     let (ones, others) = (load(1)?, load(2)?);
+    let both = [one, other];
+    let replicas = if one.address == other.address {
+        &both[..1]
+    } else {
+        &both[..]
+    };
+    let meter = bench.meter(replicas);
     let (ones, others) = tokio::try_join!(
-        bench.wrk.run(one, half, seconds, &ones),
-        bench.wrk.run(other, half, seconds, &others)
+        bench.wrk.run(one.address, half, seconds, &ones),
+        bench.wrk.run(other.address, half, seconds, &others)
     )?;
-    Ok(together(ones, others))
+    let mut figures = together(ones, others);
+    figures.processor = meter.per_request(figures.requests);
+    Ok(figures)
 }
 
 /// Rates add up; of latencies the worse is taken.
@@ -85,5 +93,6 @@ fn together(one: Figures, other: Figures) -> Figures {
         p99: worse(one.p99, other.p99),
         max: worse(one.max, other.max),
         errors: one.errors + other.errors,
+        processor: None,
     }
 }

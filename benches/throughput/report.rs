@@ -13,9 +13,10 @@ use crate::growth_chart;
 use crate::latency::GROWTH;
 use crate::log_cost::{self, WAYS};
 use crate::machine::Environment;
+use crate::processor::Processor;
 use crate::results::{Contender, Results, Subject};
 use crate::throughput_chart;
-use crate::work::LOAD_ROWS;
+use crate::work::{LOAD_ROWS, LoadRow};
 
 /// Everything, as it stands in the JSON file.
 #[derive(Serialize)]
@@ -81,6 +82,7 @@ fn markdown(
     header(&mut text, settings, environment)?;
     targets(&mut text, findings)?;
     faults(&mut text, results)?;
+    processor(&mut text, settings, results)?;
     by_connections(&mut text, settings, results)?;
     log_costs(&mut text, settings, results)?;
     growth(&mut text, settings, results)?;
@@ -135,7 +137,8 @@ fn assignments(pairs: &[(String, String)]) -> String {
 fn targets(text: &mut String, findings: &[Finding]) -> std::fmt::Result {
     writeln!(
         text,
-        "| work | to reach | measured | verdict | absolute |\n|---|---|---|---|---|"
+        "| work | to reach | measured | verdict | absolute | processor a request: replica + PostgreSQL |\n\
+         |---|---|---|---|---|---|"
     )?;
     for finding in findings {
         let Finding {
@@ -143,11 +146,12 @@ fn targets(text: &mut String, findings: &[Finding]) -> std::fmt::Result {
             target,
             measured,
             figures,
+            processor,
             verdict,
         } = finding;
         writeln!(
             text,
-            "| {work} | {target} | {measured} | {} | {figures} |",
+            "| {work} | {target} | {measured} | {} | {figures} | {processor} |",
             verdict.text()
         )?;
     }
@@ -161,6 +165,35 @@ fn faults(text: &mut String, results: &Results) -> std::fmt::Result {
     writeln!(text, "Faults:\n")?;
     for fault in &results.faults {
         writeln!(text, "- {}: {}", fault.row.name(), fault.what)?;
+    }
+    writeln!(text)
+}
+
+/// What a request costs each contender.
+fn processor(text: &mut String, settings: &Settings, results: &Results) -> std::fmt::Result {
+    let contenders = [
+        Contender::Service,
+        Contender::Ceiling,
+        Contender::Plain,
+        Contender::Pgbench,
+    ];
+    let costs = |row: &LoadRow| {
+        contenders.map(|contender| results.processor(&Subject::of(row.name, contender, settings.most_connections())))
+    };
+    let rows: Vec<_> = LOAD_ROWS.iter().map(|row| (row, costs(row))).collect();
+    let measured = |(_, costs): &&(&LoadRow, [Option<Processor>; 4])| costs.iter().any(Option::is_some);
+    if !rows.iter().any(|row| measured(&row)) {
+        return Ok(());
+    }
+    let names = contenders.map(Contender::name).join(" | ");
+    writeln!(
+        text,
+        "Processor time of a request, user and system: the server's + PostgreSQL's.\n"
+    )?;
+    writeln!(text, "| | {names} |\n|---|---|---|---|---|")?;
+    for (row, costs) in rows.iter().filter(measured) {
+        let cells = costs.map(|cost| cost.map_or_else(|| "–".to_owned(), |cost| cost.to_string()));
+        writeln!(text, "| {} | {} |", row.work.short(), cells.join(" | "))?;
     }
     writeln!(text)
 }

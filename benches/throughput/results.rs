@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::arguments::RowName;
+use crate::processor::Processor;
 
 /// Who did the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -49,6 +50,8 @@ pub struct Figures {
     pub max: Option<f64>,
     /// Answers other than 2xx, and requests without an answer.
     pub errors: u64,
+    /// What a request cost the machine, in microseconds of processor time.
+    pub processor: Option<Processor>,
 }
 
 /// What was measured.
@@ -143,6 +146,14 @@ impl Results {
         self.median(subject, |figures| Some(figures.per_second))
     }
 
+    /// The medians of the server's and of PostgreSQL's processor time of a request, in microseconds.
+    pub fn processor(&self, subject: &Subject) -> Option<Processor> {
+        Some(Processor {
+            server: self.median(subject, |figures| figures.processor?.server),
+            postgres: self.median(subject, |figures| Some(figures.processor?.postgres))?,
+        })
+    }
+
     /// The median of the rounds' ratios of a figure of one subject to that of another.
     pub fn ratio(&self, one: &Subject, other: &Subject, figure: impl Fn(&Figures) -> Option<f64>) -> Option<f64> {
         let (ones, others) = (self.each(one, &figure), self.each(other, &figure));
@@ -199,5 +210,6 @@ pub fn sequential(mut latencies: Vec<f64>, errors: u64) -> Figures {
         p99: at(99).copied(),
         max: latencies.last().copied(),
         errors,
+        processor: None,
     }
 }

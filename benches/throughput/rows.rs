@@ -119,12 +119,15 @@ async fn turn(
     let figures = match (servers.of(subject.contender), row.pgbench) {
         (Some(server), _) => {
             bench
-                .load(row.work, server.address, subject.connections, seconds, round)
+                .load(row.work, server, subject.connections, seconds, round)
                 .await?
         }
         (None, Some(work)) => {
             let (database, users) = (&bench.pgbench_database, bench.settings.sizes.users);
-            bench.pgbench.run(work, database, users, clients, seconds).await?
+            let meter = bench.meter(&[]);
+            let mut figures = bench.pgbench.run(work, database, users, clients, seconds).await?;
+            figures.processor = meter.per_request(figures.requests);
+            figures
         }
         (None, None) => return Err("no such contender in this row".into()),
     };
@@ -139,9 +142,7 @@ async fn warm_up(bench: &mut Bench<'_>, row: &LoadRow, servers: &Servers) -> Out
     // A quick run has no time for servers that are only compared with.
     let warmed = if bench.settings.quick { &all[..1] } else { &all[..] };
     for server in warmed.iter().copied().flatten() {
-        bench
-            .load(row.work, server.address, connections, WARM_UP_SECONDS, 0)
-            .await?;
+        bench.load(row.work, server, connections, WARM_UP_SECONDS, 0).await?;
     }
     Ok(())
 }

@@ -100,6 +100,7 @@ impl Summary {
             p99: Some(self.p99 / 1e3),
             max: Some(self.max / 1e3),
             errors: self.connect + self.read + self.write + self.timeout + self.status,
+            processor: None,
         }
     }
 }
