@@ -2,8 +2,8 @@
 //!
 //! # The way through the house
 //!
-//! A change comes in over [`http`], is checked into the types of [`domain`], and goes to [`service`], whose pages are the
-//! use cases: ask the [`approver`] and look at the user at once, hand the change to the [`ledger`], answer. The ledger
+//! A change comes in over a connection of [`server`], is read by [`http`], checked into the types of [`domain`], and goes to
+//! [`service`], whose pages are the use cases: ask the [`approver`] and look at the user at once, hand the change to the [`ledger`], answer. The ledger
 //! collects what arrives into batches: it reads the users of a batch from the [`store`], lets their timelines judge, commits
 //! on the versions that were read, tries again those for whom another replica was faster, and answers when the lines are in
 //! the [`operations_log`]. Reads go the same way. [`replica`] wires these parts together and takes them apart;
@@ -14,8 +14,8 @@
 //! # What is never so
 //!
 //! - Imports point up this list only, and a test reads them: `small_file`; `causes`, `domain`, `tls`, `version`; `config`; `telemetry`;
-//!   `metrics`, `retry`; `store`, `approver`, `operations_log`, `tokens`; `verify`; `ledger`; `service`; `http`; `dev`;
-//!   `replica`; `commands`.
+//!   `metrics`, `retry`; `store`, `approver`, `operations_log`, `tokens`; `verify`; `ledger`; `service`; `http`; `server`;
+//!   `dev`; `replica`; `commands`.
 //! - The domain does no I/O and reads no clock.
 //! - Nothing that correctness depends on is kept in a process: replicas meet only in PostgreSQL.
 //! - No database connection is held while the Approver is waited for.
@@ -33,6 +33,7 @@ pub mod metrics;
 pub mod operations_log;
 pub mod replica;
 pub mod retry;
+pub mod server;
 pub mod service;
 pub mod small_file;
 pub mod store;

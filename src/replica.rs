@@ -28,9 +28,10 @@ use crate::config::{
     TracesConfig,
 };
 use crate::domain::SegmentLength;
-use crate::http::{Listening, Offer, Site, Stopping, serve};
+use crate::http::{Offer, Site, Stopping};
 use crate::metrics::{Metrics, gauge_value};
 use crate::operations_log::{FinishError, OpenError, OperationsLog};
+use crate::server::{Listening, serve};
 use crate::service::{Recovery, Service};
 use crate::store::Store;
 use crate::telemetry::{ExportError, begin_export, end_export};
@@ -105,9 +106,6 @@ pub enum ReplicaError {
     /// Signals cannot be listened for.
     #[error("signals cannot be handled: {0}")]
     Signals(#[source] io::Error),
-    /// Accepting connections failed for good.
-    #[error("the server failed: {0}")]
-    Serve(#[source] io::Error),
     /// The operations log did not take all lines.
     #[error(transparent)]
     FinishLog(FinishError),
@@ -125,13 +123,9 @@ pub async fn run(
 ) -> Result<(), ReplicaError> {
     let config = descriptors::fit(config)?;
     let tokens = open_tokens(config.access.tokens_file.as_deref())?;
-    // An operation is answered at most two seconds after its deadline.
-    let request_time = config.http.client_timeout + config.service.operation_timeout + Duration::from_secs(5);
-    let listening = bind("LISTEN", &config.http, request_time)?;
+    let listening = bind("LISTEN", &config.http)?;
     let admin = config.access.admin.as_ref();
-    let admin = admin
-        .map(|admin| bind("ADMIN_LISTEN", admin, request_time))
-        .transpose()?;
+    let admin = admin.map(|admin| bind("ADMIN_LISTEN", admin)).transpose()?;
     if let Some(traces) = &config.traces {
         begin_export(traces).map_err(ReplicaError::Traces)?;
     }
@@ -186,11 +180,10 @@ pub async fn run(
         stopping: stopping.clone(),
         tokens: tokens.clone(),
         offer,
+        hosts: config.http.hosts.clone(),
     };
     let drain = config.http.shutdown_timeout;
-    let served = serve_all(listening, admin, site, not_ready_first, drain)
-        .await
-        .map_err(ReplicaError::Serve);
+    serve_all(listening, admin, site, not_ready_first, drain).await;
 
     recovering.stop().await;
     // Operations whose clients have gone run on; each ends by its own deadline.
@@ -205,12 +198,12 @@ pub async fn run(
     let finished = writer.finish().await.map_err(ReplicaError::FinishLog);
     service.close();
     end_export().await;
-    served.and(finished)
+    finished
 }
 
-fn bind(variable: &'static str, config: &HttpConfig, request_time: Duration) -> Result<Listening, ReplicaError> {
+fn bind(variable: &'static str, config: &HttpConfig) -> Result<Listening, ReplicaError> {
     let address = config.listen;
-    Listening::bind(config, request_time).map_err(|source| ReplicaError::Listen {
+    Listening::bind(config).map_err(|source| ReplicaError::Listen {
         variable,
         address,
         source,
@@ -243,16 +236,15 @@ async fn serve_all(
     site: impl Fn(Offer) -> Site<Service>,
     shutdown: impl Future<Output = ()>,
     drain: Duration,
-) -> io::Result<()> {
+) {
     let Some(operators) = operators else {
         return serve(clients, site(Offer::Everything), shutdown, drain).await;
     };
     let answered = CancellationToken::new();
     let clients = async {
-        let served = serve(clients, site(Offer::Operations), shutdown, drain).await;
+        serve(clients, site(Offer::Operations), shutdown, drain).await;
         // Operators can look on until then.
         answered.cancel();
-        served
     };
     let operators = serve(
         operators,
@@ -260,8 +252,7 @@ async fn serve_all(
         answered.cancelled(),
         ADMIN_DRAIN,
     );
-    let (clients, operators) = tokio::join!(clients, operators);
-    clients.and(operators)
+    tokio::join!(clients, operators);
 }
 
 /// At each SIGHUP, opens the log anew.

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use balance::config::{DatabaseArguments, HttpConfig, ServiceArguments};
-use balance::http::{Listening, Offer, Site, Stopping, serve};
+use balance::config::{DatabaseArguments, HostNames, HttpConfig, ServiceArguments};
+use balance::http::{Offer, Site, Stopping};
 use balance::metrics::Metrics;
 use balance::operations_log::OperationsLog;
+use balance::server::{Listening, serve};
 use balance::service::UseCases;
 use clap::Subcommand;
 use tokio::signal::unix::{SignalKind, signal};
@@ -15,8 +16,6 @@ use crate::Outcome;
 use crate::ceiling::Ceiling;
 use crate::plain::Plain;
 
-/// Longer than a request takes.
-const REQUEST_TIME: Duration = Duration::from_secs(20);
 /// How long requests under way may take once the server is told to stop.
 const DRAIN: Duration = Duration::from_secs(1);
 
@@ -65,7 +64,7 @@ impl ServerCommand {
 
 async fn answer<S: UseCases>(use_cases: Arc<S>, config: &HttpConfig) -> Outcome<()> {
     let mut terminate = signal(SignalKind::terminate())?;
-    let listening = Listening::bind(config, REQUEST_TIME)?;
+    let listening = Listening::bind(config)?;
     let stop = async move {
         terminate.recv().await;
     };
@@ -76,6 +75,8 @@ async fn answer<S: UseCases>(use_cases: Arc<S>, config: &HttpConfig) -> Outcome<
         stopping,
         tokens: None,
         offer: Offer::Everything,
+        hosts: HostNames::Any,
     };
-    Ok(serve(listening, site, stop, DRAIN).await?)
+    serve(listening, site, stop, DRAIN).await;
+    Ok(())
 }

@@ -192,10 +192,14 @@ pub struct HttpConfig {
     pub connections: NonZeroUsize,
     /// The most clients that are being answered so at once; for one more, the first of them is waited for no longer.
     pub turned_away: NonZeroUsize,
-    /// From `IDLE_TIMEOUT_MS`: how long a connection is kept on which nothing happens.
+    /// The most bytes that large heads, bodies and answers take together, beyond the share of each connection.
+    pub memory: usize,
+    /// To which hosts requests may be addressed.
+    pub hosts: HostNames,
+    /// From `IDLE_TIMEOUT_MS`: how long a connection may take from an answer, or its beginning, to the end of the next head.
     pub idle_timeout: Duration,
-    /// From `CLIENT_TIMEOUT_MS`: how long a client may take for the head of a request, and for its body, and how long it
-    /// may take nothing of an answer.
+    /// From `CLIENT_TIMEOUT_MS`: how long a client may take for a TLS handshake, for the body of a request, and without
+    /// taking anything of an answer.
     pub client_timeout: Duration,
     /// From `SHUTDOWN_DELAY_MS`: how long requests are still taken after SIGTERM, while `/readyz` already says no.
     pub shutdown_delay: Duration,
@@ -203,6 +207,15 @@ pub struct HttpConfig {
     pub shutdown_timeout: Duration,
     /// From `TLS_CERT` and `TLS_KEY`: with it only https is spoken, without it only http.
     pub tls: Option<ServerTls>,
+}
+
+/// To which hosts requests may be addressed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostNames {
+    /// To any: whoever runs the service decides what leads to it.
+    Any,
+    /// To the names and addresses of this machine, whose own name this is.
+    ThisMachine(String),
 }
 
 /// Who may ask for what, and where.

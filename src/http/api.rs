@@ -10,22 +10,26 @@ use poem_openapi::payload::PlainText;
 use poem_openapi::types::ToJSON;
 use poem_openapi::{OpenApi, Tags};
 
-use super::body::ChangeRequestBody;
+use super::body::{ChangeRequestBody, ReadChange};
 use super::conditions;
 use super::deferred::Deferred;
+use super::memory::{Memory, Reserved};
 use super::negotiation::Form;
 use super::parameters::{self, Cursor, DEFAULT_LIMIT};
 use super::problem::{Code, Problem, ProblemOf, Problems};
 use super::responses::{Changed, Conditional, Success};
-use super::statement::{Asked, HistoryAnswer};
+use super::statement::{Asked, HistoryAnswer, MAX_PAGE_BYTES};
 use super::types::{
     Available, Balance, CursorText, DateTime, DryRunText, EntityTagsText, IdempotencyKeyText, KnownAtText, LimitText,
     OrderText, Status, UserIdText,
 };
 use crate::domain::Timestamp;
 use crate::metrics::Metrics;
-use crate::service::{ChangeRequest, Figure, FigureAnswer, FigureRequest, HistoryRequest, UseCases};
+use crate::service::{
+    Change, ChangeError, ChangeRequest, Figure, FigureAnswer, FigureRequest, HistoryRequest, UseCases,
+};
 use crate::store::{ConnectionFailure, HistoryOrder, Standing, StoreError, StoreReadiness};
+use crate::telemetry;
 
 #[derive(Tags)]
 enum Tag {
@@ -136,6 +140,8 @@ pub struct Api<S> {
     pub metrics: Arc<Metrics>,
     /// Whether the service is stopping.
     pub stopping: Stopping,
+    /// The budget for large answers.
+    pub memory: Memory,
 }
 
 impl<S: UseCases> Api<S> {
@@ -218,6 +224,21 @@ impl<S: UseCases> Api<S> {
     }
 }
 
+/// Changes a balance with a body that memory was taken for: it is kept until the change has ended, even if the client
+/// hangs up.
+async fn change_balance_with<S: UseCases>(
+    service: Arc<S>,
+    request: ChangeRequest,
+    reserved: Reserved,
+) -> Result<Change, ChangeError> {
+    let change = tokio::spawn(telemetry::carried(async move {
+        let change = service.change_balance(request).await;
+        drop(reserved);
+        change
+    }));
+    change.await.unwrap_or(Err(ChangeError::OutcomeUnknown))
+}
+
 #[OpenApi]
 impl<S: UseCases> Api<S> {
     /// Change a balance
@@ -257,7 +278,7 @@ impl<S: UseCases> Api<S> {
         conditions::no_if_none_match(request)?;
         let dry_run = parameters::dry_run(dry_run.0)?;
         let caller = parameters::caller(request);
-        let fields = body.0?;
+        let ReadChange { fields, reserved } = body.0?;
         let request = ChangeRequest {
             user_id: fields.user_id,
             context: fields.context,
@@ -270,7 +291,10 @@ impl<S: UseCases> Api<S> {
         };
         let service = Arc::clone(self.service());
         Ok(Deferred::new(async move {
-            let change = service.change_balance(request).await?;
+            let change = match reserved {
+                None => service.change_balance(request).await?,
+                Some(reserved) => change_balance_with(service, request, reserved).await?,
+            };
             Ok::<_, ProblemOf<Changing>>(Changed {
                 version: change.version,
                 replayed: change.replayed,
@@ -408,6 +432,7 @@ impl<S: UseCases> Api<S> {
                 order: order.unwrap_or(HistoryOrder::NewestFirst),
                 beyond: cursor.map(|cursor| cursor.last),
                 limit: limit.unwrap_or(DEFAULT_LIMIT),
+                bytes: MAX_PAGE_BYTES,
                 known_at: known_at.or(cursor.and_then(|cursor| cursor.known_at)),
                 caller: parameters::caller(request),
             },
@@ -417,9 +442,9 @@ impl<S: UseCases> Api<S> {
         if asked.is_without_end(form) && request.version() < Version::HTTP_11 {
             return Err(Problem::invalid(WITHOUT_CHUNKS).into());
         }
-        let service = Arc::clone(self.service());
+        let (service, memory) = (Arc::clone(self.service()), self.memory.clone());
         Ok(Deferred::new(async move {
-            let answer = asked.answer(&service, form).await?;
+            let answer = asked.answer(&service, form, &memory).await?;
             Ok::<_, ProblemOf<Reading>>(answer)
         }))
     }

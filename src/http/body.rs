@@ -2,12 +2,9 @@
 //! field, what it may hold and an example.
 
 use std::borrow::Cow;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use futures_util::stream::once;
 use poem::http::{HeaderMap, header};
 use poem::{Body, Request, RequestBody};
 use poem_openapi::registry::{MetaMediaType, MetaRequest, Registry};
@@ -17,17 +14,15 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
+use super::memory::{Memory, Reserved, UNCOUNTED_BYTES};
 use super::problem::{Code, Problem};
 use super::types::ChangeBody;
 use crate::domain::{Context, Timestamp, UserId};
 
 /// The largest body, in bytes.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
-/// How much of a body that is too large is still taken, so that the client gets to read the answer.
-const MAX_DISCARDED_BYTES: usize = 16 * 1024 * 1024;
-
-/// How long a body is taken that nobody wants.
-const DISCARD_TIME: Duration = Duration::from_millis(250);
+/// By how much the buffer for a body grows.
+const STEP_BYTES: usize = 4 * 1024;
 
 /// Where nothing is said.
 pub const DEFAULT_TIME: BodyTime = BodyTime(Duration::from_secs(10));
@@ -52,8 +47,16 @@ pub struct ChangeFields {
     pub timestamp: Timestamp,
 }
 
-/// The body of a change, for a handler: the fields or the problem with them.
-pub struct ChangeRequestBody(pub Result<ChangeFields, Problem>);
+/// A change that was read.
+pub struct ReadChange {
+    /// Its fields.
+    pub fields: ChangeFields,
+    /// The memory that a large one takes, to be kept until the change is answered.
+    pub reserved: Option<Reserved>,
+}
+
+/// The body of a change, for a handler: the change or the problem with it.
+pub struct ChangeRequestBody(pub Result<ReadChange, Problem>);
 
 impl<'a> ApiExtractor<'a> for ChangeRequestBody {
     const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
@@ -80,58 +83,28 @@ impl<'a> ApiExtractor<'a> for ChangeRequestBody {
         body: &mut RequestBody,
         _options: ExtractParamOptions<()>,
     ) -> poem::Result<Self> {
-        let BodyTime(time) = request.extensions().get().copied().unwrap_or(DEFAULT_TIME);
-        Ok(Self(read(request.headers(), body.take()?, time).await))
+        let time = request.extensions().get().copied().unwrap_or(DEFAULT_TIME);
+        let memory = request
+            .extensions()
+            .get()
+            .cloned()
+            .unwrap_or_else(|| Memory::new(MAX_BODY_BYTES));
+        Ok(Self(read(request.headers(), body.take()?, time, &memory).await))
     }
 }
 
-/// Takes a body that nobody wants, for a moment: a connection that is closed with something left to read is reset, and the
-/// client may lose the answer. A client that waits to be told to go on is not waited for.
-pub async fn discard(headers: &HeaderMap, body: Body) {
-    if !headers.contains_key(header::EXPECT) {
-        // Whatever comes of it, the answer is another.
-        let _ = timeout(DISCARD_TIME, take(headers, body)).await;
-    }
-}
-
-/// For a request whose client waits to be told to go on: whether it has been, which it is when the body is read. One that has
-/// not may send the body or not, so that nobody knows where its next request begins.
-#[derive(Clone)]
-pub struct Awaited(Arc<AtomicBool>);
-
-impl Awaited {
-    /// Takes note of when the body is read; nothing for other requests.
-    pub fn watch(request: &mut Request) -> Option<Self> {
-        if !request.headers().contains_key(header::EXPECT) {
-            return None;
-        }
-        let body = request.take_body();
-        if body.is_empty() {
-            request.set_body(body);
-            return None;
-        }
-        let awaited = Self(Arc::new(AtomicBool::new(true)));
-        let ended = awaited.clone();
-        let body = once(async move {
-            ended.0.store(false, Ordering::Relaxed);
-            body.into_bytes_stream()
-        });
-        request.set_body(Body::from_bytes_stream(body.flatten()));
-        Some(awaited)
-    }
-
-    /// Whether the client still waits.
-    pub fn is_so(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-async fn read(headers: &HeaderMap, body: Body, time: Duration) -> Result<ChangeFields, Problem> {
+async fn read(
+    headers: &HeaderMap,
+    body: Body,
+    BodyTime(time): BodyTime,
+    memory: &Memory,
+) -> Result<ReadChange, Problem> {
     check_media_type(headers)?;
-    let bytes = timeout(time, take(headers, body))
+    let (bytes, reserved) = timeout(time, take(headers, body, memory))
         .await
         .map_err(|_| too_slow(BodyTime(time)))??;
-    parse(&bytes)
+    let fields = parse(&bytes)?;
+    Ok(ReadChange { fields, reserved })
 }
 
 /// The body did not arrive in time.
@@ -175,29 +148,36 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), Problem> {
     Ok(())
 }
 
-async fn take(headers: &HeaderMap, body: Body) -> Result<Vec<u8>, Problem> {
+/// Takes the whole body, and memory for what is more than a connection's share.
+async fn take(headers: &HeaderMap, body: Body, memory: &Memory) -> Result<(Vec<u8>, Option<Reserved>), Problem> {
     let announced = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok()?.parse().ok());
-    if announced.is_some_and(|length: usize| length > MAX_DISCARDED_BYTES) {
+    if announced.is_some_and(|length: usize| length > MAX_BODY_BYTES) {
         return Err(too_large());
     }
-    let mut bytes = Vec::with_capacity(announced.unwrap_or(0).min(MAX_BODY_BYTES));
-    let mut length = 0;
+    let (mut bytes, mut reserved) = (Vec::new(), None);
     let mut chunks = std::pin::pin!(body.into_bytes_stream());
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|_| Problem::invalid("The body ended before it was complete; send it again."))?;
-        length += chunk.len();
-        if length <= MAX_BODY_BYTES {
-            bytes.extend_from_slice(&chunk);
-        } else if length > MAX_DISCARDED_BYTES {
-            break;
+        let length = bytes.len() + chunk.len();
+        if length > MAX_BODY_BYTES {
+            return Err(too_large());
         }
+        if length > bytes.capacity() {
+            // Not as much as was announced: it may never come.
+            let capacity = length.next_multiple_of(STEP_BYTES);
+            if capacity > UNCOUNTED_BYTES {
+                match &mut reserved {
+                    None => reserved = Some(memory.try_reserve(capacity)?),
+                    Some(reserved) => Reserved::grow(reserved, capacity, memory)?,
+                }
+            }
+            bytes.reserve_exact(capacity - bytes.len());
+        }
+        bytes.extend_from_slice(&chunk);
     }
-    if length > MAX_BODY_BYTES {
-        return Err(too_large());
-    }
-    Ok(bytes)
+    Ok((bytes, reserved))
 }
 
 /// The fields as they stand in the body, each to be read by its own rule. A field that is given twice or that is not

@@ -9,7 +9,8 @@ use serde_json::{Map, Value, json};
 use super::api::{Api, Stopping};
 use super::authorization::{self, Refused};
 use super::body;
-use super::connection;
+use super::hosts;
+use super::memory::Memory;
 use super::problem::{Code, PROBLEM_JSON, Problem};
 use crate::domain::{Refusal, Timestamp};
 use crate::metrics::Metrics;
@@ -43,6 +44,7 @@ fn undressed() -> OpenApiService<Api<Service>, ()> {
         service: None,
         metrics: Arc::new(Metrics::new()),
         stopping: Stopping::default(),
+        memory: Memory::new(0),
     })
 }
 
@@ -330,9 +332,9 @@ fn problem_examples() -> Vec<(&'static str, &'static str, &'static str, Vec<Prob
             invalid("limit must be a whole number from 1 to 1000, for example 100."),
         ),
         ("/{userId}/history", "get", "503", reading()),
-        ("/livez", "get", "400", vec![connection::unreadable()]),
-        ("/readyz", "get", "400", vec![connection::unreadable()]),
-        ("/metrics", "get", "400", vec![connection::unreadable()]),
+        ("/livez", "get", "400", vec![hosts::host_missing()]),
+        ("/readyz", "get", "400", vec![hosts::host_missing()]),
+        ("/metrics", "get", "400", vec![hosts::host_missing()]),
         (
             "/readyz",
             "get",

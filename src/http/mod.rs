@@ -5,43 +5,49 @@ mod api;
 mod authorization;
 mod body;
 mod conditions;
-mod connection;
 mod deferred;
 mod document;
 mod exchange;
 mod headers;
-mod listener;
+mod hosts;
+mod last_answer;
+mod memory;
 mod negotiation;
 mod parameters;
-mod phase;
 mod problem;
 mod responses;
 mod routes;
 mod statement;
-mod stream;
 mod types;
+mod unread;
 
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use hyper::body::Body as _;
 use poem::error::{MethodNotAllowedError, NotFoundError, ParsePathError};
 use poem::http::{HeaderValue, Method, header};
-use poem::{Endpoint, EndpointExt, IntoEndpoint, IntoResponse, Request, Response, Route, Server, get};
+use poem::{Body, Endpoint, EndpointExt, IntoEndpoint, IntoResponse, Request, Response, Route, get};
 use poem_openapi::error::ParseParamError;
 
 pub use api::Stopping;
 pub use document::document;
-pub use listener::Listening;
+pub use last_answer::{not_encrypted, too_many_connections};
+pub use memory::{Memory, Reserved, UNCOUNTED_BYTES};
 pub use routes::Offer;
 
 use api::Api;
 use authorization::Authorization;
-use body::{Awaited, BodyTime};
+use body::BodyTime;
 use exchange::Exchange;
+use memory::Counted;
 use problem::{Code, Problem};
 use routes::{Audience, KnownRoute};
+use unread::Unread;
 
+use crate::config::HostNames;
 use crate::metrics::Metrics;
 use crate::service::UseCases;
 use crate::telemetry;
@@ -49,6 +55,8 @@ use crate::tokens::Tokens;
 
 /// The name under which requests to no path are counted.
 const UNMATCHED: &str = "unmatched";
+
+type BoxBody = http_body_util::combinators::BoxBody<Bytes, std::io::Error>;
 
 /// What is served at an address.
 pub struct Site<S> {
@@ -62,6 +70,16 @@ pub struct Site<S> {
     pub tokens: Option<Arc<Tokens>>,
     /// Which paths there are.
     pub offer: Offer,
+    /// To which hosts requests may be addressed.
+    pub hosts: HostNames,
+}
+
+/// How long, and how much, clients may take.
+pub struct Limits {
+    /// How long a body may take to arrive.
+    pub body_time: Duration,
+    /// The budget for large bodies and answers.
+    pub memory: Memory,
 }
 
 /// What a request passes before it comes to a handler, and its answer afterwards.
@@ -69,51 +87,32 @@ struct Gate {
     offer: Offer,
     authorization: Authorization,
     metrics: Arc<Metrics>,
+    hosts: HostNames,
     body_time: BodyTime,
+    memory: Memory,
 }
 
-/// Serves until `shutdown` resolves, then answers what is under way, for at most `drain`.
-///
-/// # Errors
-///
-/// If the listener fails for good.
-pub async fn serve<S: UseCases>(
-    mut listening: Listening,
-    site: Site<S>,
-    shutdown: impl Future<Output = ()>,
-    drain: Duration,
-) -> std::io::Result<()> {
-    let Site {
-        service,
-        metrics,
-        stopping,
-        tokens,
-        offer,
-    } = site;
-    let gate = Gate {
-        offer,
-        authorization: Authorization::new(tokens, Arc::clone(&metrics)),
-        metrics: Arc::clone(&metrics),
-        body_time: BodyTime(listening.body_time()),
-    };
+/// The endpoint that answers all requests of an address.
+pub fn application<S: UseCases>(site: Site<S>, limits: Limits) -> impl Endpoint<Output = Response> + 'static {
+    let gate = Arc::new(Gate {
+        offer: site.offer,
+        authorization: Authorization::new(site.tokens, Arc::clone(&site.metrics)),
+        metrics: Arc::clone(&site.metrics),
+        hosts: site.hosts,
+        body_time: BodyTime(limits.body_time),
+        memory: limits.memory.clone(),
+    });
     let api = Api {
-        service: Some(service),
-        metrics,
-        stopping,
+        service: Some(site.service),
+        metrics: site.metrics,
+        stopping: site.stopping,
+        memory: limits.memory,
     };
-    if offer != Offer::Administration {
-        listening.count(Arc::clone(&gate.metrics));
-    }
-    Server::new_with_acceptor(listening)
-        .run_with_graceful_shutdown(application(api, gate), shutdown, Some(drain))
-        .await
-}
-
-fn application<S: UseCases>(api: Api<S>, gate: Gate) -> impl Endpoint<Output = Response> + 'static {
     let document = document();
     let docs = document::swagger_ui(&document);
     let policy = headers::policy_of_page(&docs);
-    let gate = Arc::new(gate);
+    // All answers share these bytes.
+    let (document, docs) = (Bytes::from(document), Bytes::from(docs));
     let routes = Route::new()
         .nest_no_strip("/", document::open_api_service(api).into_endpoint())
         .at(
@@ -121,6 +120,7 @@ fn application<S: UseCases>(api: Api<S>, gate: Gate) -> impl Endpoint<Output = R
             get(poem::endpoint::make_sync(move |_| {
                 Response::builder()
                     .content_type("application/json")
+                    .extension(Counted)
                     .body(document.clone())
             })),
         )
@@ -130,6 +130,7 @@ fn application<S: UseCases>(api: Api<S>, gate: Gate) -> impl Endpoint<Output = R
                 Response::builder()
                     .content_type("text/html; charset=utf-8")
                     .header(header::CONTENT_SECURITY_POLICY, policy.clone())
+                    .extension(Counted)
                     .body(docs.clone())
             })),
         );
@@ -144,17 +145,22 @@ impl Gate {
     async fn answer<E: Endpoint>(&self, routes: &E, mut request: Request) -> Response {
         let route = self.offer.route_of(request.uri().path());
         let exchange = Exchange::begin(&request, route, &self.metrics);
-        let awaited = Awaited::watch(&mut request);
+        let unread = Unread::watch(&mut request);
         let context = exchange.request();
         // A future of several kilobytes; the scope is given a pointer, not the future, so that it is never copied.
         let work = pin!(async move {
-            let mut response = match self.admit(route, &mut request).await {
+            let mut response = match self.admit(route, &mut request) {
                 Ok(route) => self.handle(routes, route, request).await,
-                Err(refusal) => refusal,
+                Err(refusal) => {
+                    // Gives back its body.
+                    drop(request);
+                    *refusal
+                }
             };
             headers::protect(response.headers_mut(), route);
-            // hyper closes the connection after such an answer, and says so to nobody.
-            if awaited.is_some_and(|awaited| awaited.is_so()) {
+            if let Some(unread) = unread
+                && !unread.drop_rest().await
+            {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(header::CONNECTION, close);
             }
@@ -165,15 +171,16 @@ impl Gate {
     }
 
     /// Lets a request pass to a path that there is here, with a token that allows it; who asks is noted with it.
-    async fn admit(
+    fn admit(
         &self,
         route: Option<&'static KnownRoute>,
         request: &mut Request,
-    ) -> Result<&'static KnownRoute, Response> {
+    ) -> Result<&'static KnownRoute, Box<Response>> {
+        hosts::check(request, &self.hosts).map_err(|problem| Box::new(problem.into_response()))?;
         let Some(route) = route else {
             let paths: Vec<_> = self.offer.routes().map(|route| route.pattern).collect();
             let detail = format!("There is no such path; there are {}.", paths.join(", "));
-            return Err(Problem::new(Code::NotFound, detail).into_response());
+            return Err(Box::new(Problem::new(Code::NotFound, detail).into_response()));
         };
         let needed = match route.audience {
             Audience::Client(scope) => scope,
@@ -184,11 +191,7 @@ impl Gate {
             Ok(Some(caller)) => {
                 request.extensions_mut().insert(caller);
             }
-            Err(refused) => {
-                let body = request.take_body();
-                body::discard(request.headers(), body).await;
-                return Err(refused.into_response());
-            }
+            Err(refused) => return Err(Box::new(refused.into_response())),
         }
         Ok(route)
     }
@@ -199,12 +202,35 @@ impl Gate {
             Method::HEAD => request.set_method(Method::GET),
             Method::POST => {
                 request.extensions_mut().insert(self.body_time);
+                request.extensions_mut().insert(self.memory.clone());
             }
             _ => {}
         }
-        match routes.call(request).await {
+        let response = match routes.call(request).await {
             Ok(response) => deferred::resolve(response.into_response()).await,
             Err(error) => to_problem(error, route),
+        };
+        self.count(response).await
+    }
+
+    /// Takes memory for a large answer that has none yet.
+    async fn count(&self, mut response: Response) -> Response {
+        let body = BoxBody::from(response.take_body());
+        let length = body.size_hint().exact().unwrap_or(0);
+        if length <= UNCOUNTED_BYTES as u64 || response.extensions_mut().remove::<Counted>().is_some() {
+            response.set_body(Body::from(body));
+            return response;
+        }
+        // It is all there.
+        let Ok(bytes) = Body::from(body).into_vec().await else {
+            return Problem::from(crate::service::Unavailable::Internal).into_response();
+        };
+        match self.memory.try_reserve(bytes.len()) {
+            Ok(reserved) => {
+                response.set_body(Body::from(reserved.with(bytes)));
+                response
+            }
+            Err(full) => Problem::from(full).into_response(),
         }
     }
 }

@@ -32,6 +32,7 @@ pub enum Code {
     NotFound,
     MethodNotAllowed,
     RequestTimeout,
+    MisdirectedRequest,
     PayloadTooLarge,
     UnsupportedMediaType,
     ApproverDenied,
@@ -57,6 +58,7 @@ impl Code {
             Code::NotFound => StatusCode::NOT_FOUND,
             Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Code::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            Code::MisdirectedRequest => StatusCode::MISDIRECTED_REQUEST,
             Code::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Code::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Code::InsufficientScope | Code::ApproverDenied | Code::InsufficientFunds | Code::BalanceLimit => {
@@ -83,6 +85,7 @@ impl Code {
             Code::NotFound => "There is no such path",
             Code::MethodNotAllowed => "The path does not have this method",
             Code::RequestTimeout => "The request took too long to arrive",
+            Code::MisdirectedRequest => "The host is not served here",
             Code::PayloadTooLarge => "The body is too large",
             Code::UnsupportedMediaType => "The body is not JSON",
             Code::ApproverDenied => "The Approver denied the change",

@@ -59,6 +59,8 @@ pub struct HistoryRequest {
     pub beyond: Option<Place>,
     /// The most operations on the page.
     pub limit: u32,
+    /// The most bytes of contexts on the page, but for a first one that is longer.
+    pub bytes: usize,
     /// Only operations recorded at or before this moment, and the balances that they come to; all, if that is left open.
     pub known_at: Option<Timestamp>,
     /// Who asks, where callers are known.
@@ -89,6 +91,7 @@ impl HistoryRequest {
             beyond: self.beyond,
             // One more than asked for tells whether there is a next page.
             limit: self.limit + 1,
+            bytes: self.bytes,
             known_at: self.known_at,
         }
     }
@@ -96,8 +99,14 @@ impl HistoryRequest {
     /// The page that the answer to [`query`](Self::query) is.
     pub(super) fn page_of(&self, read: StoredPage) -> HistoryPage {
         let mut entries = read.entries;
-        let more = entries.len() > self.limit as usize;
-        entries.truncate(self.limit as usize);
+        let mut bytes = 0;
+        let fitting = entries.iter().enumerate().take_while(|(index, entry)| {
+            bytes += entry.context.len();
+            *index == 0 || bytes <= self.bytes
+        });
+        let fitting = fitting.count().min(self.limit as usize);
+        let more = entries.len() > fitting;
+        entries.truncate(fitting);
         let is_superseded = self.known_at.is_some_and(|known_at| read.recorded_at > Some(known_at));
         HistoryPage {
             entries,

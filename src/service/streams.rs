@@ -19,8 +19,10 @@ use crate::telemetry::{self, RequestContext};
 /// Streams take at most this part of the places for operations; more are answered 503.
 const PART_OF_PLACES: usize = 64;
 
-/// So many operations are read at once: 4 MB of them at most, of which a stream that waits for its client holds one page.
+/// The most operations that are read at once; a stream that waits for its client holds one such page.
 const PAGE: u32 = 250;
+/// The most bytes of their contexts.
+const PAGE_BYTES: usize = 128 * 1024;
 
 /// A history of any length, as it was at one version of the user.
 pub struct HistoryStream {
@@ -61,7 +63,11 @@ impl Service {
     ///
     /// [`Unavailable`] says what kept the service from reading the first page, or from having one stream more.
     pub async fn stream_history(self: &Arc<Self>, request: HistoryRequest) -> Result<HistoryStream, Unavailable> {
-        let request = HistoryRequest { limit: PAGE, ..request };
+        let request = HistoryRequest {
+            limit: PAGE,
+            bytes: PAGE_BYTES,
+            ..request
+        };
         let is_known = request.known_at.is_some();
         let place = Arc::clone(&self.streams).try_acquire_owned().ok();
         let is_full = place.is_none() || self.turns_of(is_known).are_full();

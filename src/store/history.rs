@@ -11,6 +11,28 @@ use super::{Store, StoreError};
 use crate::domain::{OperationId, Timestamp, UserId};
 use crate::metrics::Statement;
 
+/// The rows that a query gives in an order, until their contexts have more than `bytes` bytes; the row that exceeds them is the last. The length
+/// of a text is known without reading it.
+macro_rules! limited_by_bytes {
+    ($order:literal, $bytes:literal, $($rows:expr),+) => {
+        concat!(
+            r#"
+    SELECT * FROM (
+        SELECT h.*, sum(octet_length(h.context)) OVER (ORDER BY h."timestamp" "#,
+            $order,
+            ", h.seq ",
+            $order,
+            " ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes_before
+        FROM (",
+            $($rows,)+
+            r#") h) h
+    WHERE coalesce(h.bytes_before, 0) <= "#,
+            $bytes
+        )
+    };
+}
+pub(super) use limited_by_bytes;
+
 /// The rows of `page`, the running sum on top of `opening`, and with each of them the user's version and when it was
 /// recorded; these by themselves where there is no row.
 macro_rules! page_with_head {
@@ -47,6 +69,7 @@ macro_rules! history_page {
                 beyond: PgTimestamp => Timestamptz,
                 beyond_seq: i64 => BigInt,
                 size: i64 => BigInt,
+                bytes: i64 => BigInt,
             }
             => (
                 Nullable<BigInt>, Nullable<Timestamptz>,
@@ -55,11 +78,11 @@ macro_rules! history_page {
             )
             concat!(r#"
 , page AS (
-    SELECT h.* FROM asked CROSS JOIN LATERAL (
+    SELECT h.* FROM asked CROSS JOIN LATERAL ("#, limited_by_bytes!($order, "asked.bytes", r#"
         SELECT * FROM changes_history h
         WHERE h.user_id = asked.user_id AND h."timestamp" BETWEEN asked.first AND asked.last
             AND (h."timestamp", h.seq) "#, $beyond, r#" (asked.beyond, asked.beyond_seq)
-        ORDER BY h."timestamp" "#, $order, r#", h.seq "#, $order, r#" LIMIT asked.size) h)
+        ORDER BY h."timestamp" "#, $order, r#", h.seq "#, $order, r#" LIMIT asked.size"#), r#") h)
 , start AS (SELECT p.user_id, p."timestamp", p.seq FROM page p ORDER BY p."timestamp", p.seq LIMIT 1)
 , opening AS MATERIALIZED (
     SELECT coalesce(c.balance, 0) + coalesce((
@@ -111,6 +134,8 @@ pub struct HistoryQuery {
     pub beyond: Option<Place>,
     /// The most operations to return.
     pub limit: u32,
+    /// The most bytes of contexts to return; the operation that exceeds them is the last.
+    pub bytes: usize,
     /// Only operations recorded at or before this moment; none for all.
     pub known_at: Option<Timestamp>,
 }
@@ -190,16 +215,17 @@ macro_rules! load_page {
         let user_id = $query.user_id.as_str();
         let (first, last) = (to_postgres($query.from), to_postgres($query.to));
         let size = i64::from($query.limit);
+        let bytes = i64::try_from($query.bytes).unwrap_or(i64::MAX);
         let beyond = $query.beyond.map(|place| (to_postgres(place.timestamp), place.seq));
         match $query.order {
             HistoryOrder::OldestFirst => {
                 let (beyond, beyond_seq) = beyond.unwrap_or((first, 0));
-                let page = $oldest_first { user_id, first, last, beyond, beyond_seq, size $(, $known_at)? };
+                let page = $oldest_first { user_id, first, last, beyond, beyond_seq, size, bytes $(, $known_at)? };
                 $store.connections.read::<_, $crate::store::history::HistoryRow>($kind, page, $deadline).await
             }
             HistoryOrder::NewestFirst => {
                 let (beyond, beyond_seq) = beyond.unwrap_or((last, i64::MAX));
-                let page = $newest_first { user_id, first, last, beyond, beyond_seq, size $(, $known_at)? };
+                let page = $newest_first { user_id, first, last, beyond, beyond_seq, size, bytes $(, $known_at)? };
                 $store.connections.read::<_, $crate::store::history::HistoryRow>($kind, page, $deadline).await
             }
         }

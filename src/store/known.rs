@@ -11,7 +11,7 @@ use diesel::sql_types::{Array, BigInt, Bool, Nullable, SmallInt, Text, Timestamp
 use tokio::time::Instant;
 
 use super::conversion::to_postgres;
-use super::history::{load_page, page_with_head, to_page};
+use super::history::{limited_by_bytes, load_page, page_with_head, to_page};
 use super::reads::{past_balance, to_readings};
 use super::statement::statement;
 use super::{HistoryOrder, HistoryQuery, Reading, Store, StoreError, StoredPage};
@@ -123,6 +123,7 @@ macro_rules! known_history_page {
                 beyond: PgTimestamp => Timestamptz,
                 beyond_seq: i64 => BigInt,
                 size: i64 => BigInt,
+                bytes: i64 => BigInt,
                 known_at: PgTimestamp => Timestamptz,
             }
             => (
@@ -152,13 +153,13 @@ macro_rules! known_history_page {
                 LIMIT q.size) counted) known
         WHERE walk.found < q.size)
     SELECT since, until FROM walk UNION ALL SELECT "#, $whole, r#" FROM question q WHERE NOT q.is_past)
-, page AS (
+, page AS ("#, limited_by_bytes!($order, "(SELECT bytes FROM question)", r#"
     SELECT h.* FROM question q CROSS JOIN stretches s CROSS JOIN LATERAL (
         SELECT * FROM changes_history h
         WHERE h.user_id = q.user_id AND "#, $within, r#"
             AND (NOT q.is_past OR (h.recorded_at <= q.known_at) IS TRUE)
         ORDER BY h."timestamp" "#, $order, r#", h.seq "#, $order, r#" LIMIT q.size) h
-    ORDER BY h."timestamp" "#, $order, r#", h.seq "#, $order, r#" LIMIT (SELECT size FROM question))
+    ORDER BY h."timestamp" "#, $order, r#", h.seq "#, $order, r#" LIMIT (SELECT size FROM question)"#), r#")
 , start AS (SELECT p.user_id, p."timestamp", p.seq FROM page p ORDER BY p."timestamp", p.seq LIMIT 1)
 , opening AS MATERIALIZED (
     SELECT CASE WHEN q.is_past THEN "#,

@@ -17,6 +17,7 @@ use tokio::process::{Child, ChildStdout};
 use tokio::time::timeout;
 
 use crate::support::client::{ServiceClient, answer, change};
+use crate::support::raw;
 use crate::support::replica::{Scratch, log_lines};
 use crate::{BALANCE, one_line, run, text};
 
@@ -142,6 +143,36 @@ fn processes_in(directory: &Path) -> Vec<PathBuf> {
     let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
     let within = |process: &PathBuf| fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd.starts_with(directory));
     processes.filter(within).collect()
+}
+
+#[tokio::test]
+async fn dev_answers_only_to_the_names_of_this_machine() {
+    let scratch = Scratch::new();
+    let dev = Dev::start(&scratch.0).await;
+    let address = dev.url.strip_prefix("http://").unwrap().to_owned();
+    let (_, port) = address.rsplit_once(':').unwrap();
+    let name = nix::unistd::gethostname().unwrap().into_string().unwrap();
+    for (host, status) in [
+        (address.as_str(), 200),
+        (&format!("localhost:{port}"), 200),
+        ("LOCALHOST", 200),
+        ("balance.localhost", 200),
+        ("[::1]:8080", 200),
+        (&name, 200),
+        ("rebound.example.com", 421),
+        (&format!("rebound.example.com:{port}"), 421),
+        ("localhost.example.com", 421),
+        ("192.0.2.7", 421),
+        ("", 421),
+    ] {
+        let request = format!("GET /alice/balance HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        let answered = raw::exchange(&dev.url, request.as_bytes()).await.expect("an answer");
+        assert_eq!(answered.status, status, "{host}");
+        if status == 421 {
+            assert_eq!(answered.json()["code"], "misdirected_request");
+        }
+    }
+    dev.end(Signal::SIGTERM, false).await;
 }
 
 #[tokio::test]

@@ -54,30 +54,23 @@ fn expect_timeout(case: &str, answered: Option<RawAnswer>) {
 }
 
 #[tokio::test]
-async fn what_does_not_arrive_in_time_is_answered_408_however_it_drips_in_and_others_are_served() {
+async fn what_does_not_arrive_in_time_ends_however_it_drips_in_and_others_are_served() {
     let world = World::with(|options| options.set("CLIENT_TIMEOUT_MS", "1000").set("IDLE_TIMEOUT_MS", "1500")).await;
     world.deposit("alice", 100).await;
     let (url, before) = (&world.replica.url, world.replica.descriptors());
     let mut slow = JoinSet::new();
     let began = Instant::now();
+    let head = "GET /alice/balance HTTP/1.1\r\nx: y\r\n";
     for (case, first, bytes) in [
-        (
-            "a head in single bytes",
-            "",
-            "GET /alice/balance HTTP/1.1\r\nx: y\r\n".repeat(90),
-        ),
+        ("a head in single bytes", "", head.repeat(90)),
         (
             "a head that is not finished",
             "GET /alice/balance HTTP/1.1\r\nhost:",
             String::new(),
         ),
-        ("half a line", "GET /ali", String::new()),
-        ("a blank line", "\r\n\r\n", String::new()),
-        (
-            "a head in single bytes after blank lines",
-            "\r\n\r\n",
-            "GET /alice/balance HTTP/1.1\r\nx: y\r\n".repeat(90),
-        ),
+        ("a head of half a line", "GET /ali", String::new()),
+        ("a head of a blank line", "\r\n\r\n", String::new()),
+        ("a head in single bytes after blank lines", "\r\n\r\n", head.repeat(90)),
         ("a body in single bytes", POST, " ".repeat(490)),
         ("a body that is never sent", POST, String::new()),
         ("half a body", POST, "{\"userId\"".to_owned()),
@@ -95,8 +88,11 @@ async fn what_does_not_arrive_in_time_is_answered_408_however_it_drips_in_and_ot
     };
     let slow_ones = async {
         while let Some(one) = slow.join_next().await {
-            let (case, answered) = one.unwrap();
-            expect_timeout(case, answered);
+            match one.unwrap() {
+                (case, answered) if case.contains("body") => expect_timeout(case, answered),
+                // There is no request that could be answered.
+                (case, answered) => assert!(answered.is_none(), "{case} {answered:?}"),
+            }
         }
         // Those that never spoke, and those that were served, have the idle time.
         let mut silent = raw::send(url, b"").await;
@@ -129,7 +125,7 @@ async fn next_answer(stream: &mut TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn a_request_whose_head_came_whole_is_never_answered_408_whatever_was_sent_before_it() {
+async fn a_request_whose_head_came_whole_is_waited_for_whatever_was_sent_before_it() {
     const CLIENT_TIMEOUT: Duration = Duration::from_millis(400);
     let (database, approver) = (fresh_database().await, TestApprover::start().await);
     let proxy = Proxy::start(&database).await;
@@ -161,17 +157,12 @@ async fn a_request_whose_head_came_whole_is_never_answered_408_whatever_was_sent
     }
     proxy.mend();
 
-    // A head that follows an answered request in good order, and does not come to its end, is told so.
-    let mut stream = raw::send(&replica.url, format!("{head}{body}").as_bytes()).await;
-    assert!(next_answer(&mut stream).await.starts_with("HTTP/1.1 200"));
-    stream.write_all(get.as_bytes()).await.unwrap();
-    expect_timeout("a second head", raw::until_closed(&mut stream).await);
     replica.stop().await;
 }
 
-const PAGE_MIB: u64 = 15;
+const HISTORY_MIB: u64 = 15;
 
-/// Such a page: a thousand operations with the longest contexts, of the user that is returned.
+/// Such a history: a thousand operations with the longest contexts, of the user that is returned.
 pub async fn fill_history(database: &Database) -> &'static str {
     let fill = "INSERT INTO changes_history (user_id, \"timestamp\", seq, balance_change, balance_after, context, \
                 operation_id, approved, instance) \
@@ -181,13 +172,13 @@ pub async fn fill_history(database: &Database) -> &'static str {
     "paged"
 }
 
-/// Asks for the page, with a small buffer for it.
+/// Asks for all of it, with a small buffer for it.
 async fn ask_for_page(world: &World) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4_096).unwrap();
     let address = world.replica.url.strip_prefix("http://").unwrap().parse().unwrap();
     let mut stream = socket.connect(address).await.unwrap();
-    let request = b"GET /paged/history?limit=1000 HTTP/1.1\r\nhost: x\r\n\r\n";
+    let request = b"GET /paged/history HTTP/1.1\r\nhost: x\r\naccept: text/csv\r\n\r\n";
     stream.write_all(request).await.unwrap();
     stream
 }
@@ -247,7 +238,7 @@ async fn an_answer_that_the_client_does_not_take_is_given_up() {
         }
         // Were the pages kept, each round would add three of them.
         assert!(
-            memory < settled + 3 * PAGE_MIB * 3 / 2,
+            memory < settled + 3 * HISTORY_MIB * 3 / 2,
             "the memory grows: {memory} MiB"
         );
     }
@@ -255,16 +246,21 @@ async fn an_answer_that_the_client_does_not_take_is_given_up() {
     world.replica.stop().await;
 }
 
-/// So many connections as the limits of this machine allow, at most 5,000.
-fn many() -> usize {
+/// Raises this process's limit on open files, and with it those of replicas, as far as it may be. Returns it.
+pub fn raise_open_files() -> u64 {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
-    usize::try_from(hard / 2).unwrap_or(usize::MAX).min(5_000)
+    hard
+}
+
+/// So many connections as the limits of this machine allow, at most 5,000.
+fn many() -> usize {
+    usize::try_from(raise_open_files() / 2).unwrap_or(usize::MAX).min(5_000)
 }
 
 #[tokio::test]
 async fn five_thousand_idle_connections_cost_little_and_others_are_served() {
-    let world = World::start().await;
+    let world = World::with(|options| options.set("CONNECTIONS", "10000")).await;
     world.deposit("alice", 100).await;
     let (before, memory) = (world.replica.descriptors(), world.replica.memory());
     let many = many();

@@ -10,6 +10,7 @@ mod bad_input;
 mod batches;
 mod clients;
 mod conditions;
+mod connections;
 mod descriptors;
 mod document;
 mod doubt;

@@ -81,6 +81,7 @@ async fn what_was_known_costs_the_segments_that_changed_since_however_long_the_h
             order,
             beyond: None,
             limit: 100,
+            bytes: usize::MAX,
             known_at: Some(known_at),
         };
         let before = rows_read(&client).await;
@@ -145,6 +146,7 @@ async fn of_a_user_nobody_had_heard_of_nothing_was_known() {
             order: HistoryOrder::NewestFirst,
             beyond: None,
             limit: 10,
+            bytes: usize::MAX,
             known_at: Some(known_at),
         };
         let page = store.history(&query, soon()).await.unwrap().entries;

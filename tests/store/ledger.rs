@@ -291,6 +291,7 @@ async fn check_history(store: &Store, user_id: &UserId, model: &NaiveModel, page
             order,
             beyond: None,
             limit: page,
+            bytes: usize::MAX,
             known_at,
         };
         let mut read = Vec::new();

@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use super::{CommandError, DevelopmentArguments, Shutdown, say};
-use crate::config::{ApproverUrl, ConfigError, DatabaseUrl, StandInOptions};
+use crate::config::{ApproverUrl, ConfigError, DatabaseUrl, HostNames, StandInOptions};
 use crate::dev::{Demo, PostgresOptions, PrivatePostgres, StandInApprover, StartStage, StopMode};
 use crate::replica::{self, Addresses};
 use crate::store::{SESSION_SETTINGS, migrate};
@@ -55,6 +55,8 @@ pub(super) async fn run(mut arguments: DevelopmentArguments) -> Result<(), Comma
         }));
     }
     config.http.shutdown_delay = Duration::ZERO;
+    // What a page of another site can reach it by is no name of this machine.
+    config.http.hosts = HostNames::ThisMachine(host_name());
 
     say(format_args!("{LABEL}balance{LABEL:#} {FAINT}{VERSION}{FAINT:#}"));
     let mut options = PostgresOptions::new(&data_dir);
@@ -74,6 +76,11 @@ pub(super) async fn run(mut arguments: DevelopmentArguments) -> Result<(), Comma
     stopped?;
     say("Stopped.");
     Ok(())
+}
+
+/// This machine's name; empty if it has none.
+fn host_name() -> String {
+    nix::unistd::gethostname().map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned())
 }
 
 fn waiting_for(stage: StartStage) {

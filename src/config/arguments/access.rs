@@ -8,6 +8,8 @@ use crate::config::{AccessConfig, ConfigError, HttpConfig};
 
 /// Scrapes, probes and a few people's browsers.
 const ADMIN_CONNECTIONS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(63);
+/// A few answers of `/metrics`.
+const ADMIN_MEMORY_BYTES: usize = 4 * 1024 * 1024;
 /// Each is turned away within half a second.
 const ADMIN_TURNED_AWAY: NonZeroUsize = NonZeroUsize::MIN.saturating_add(15);
 
@@ -38,6 +40,7 @@ impl AccessArguments {
                 listen: parsed("ADMIN_LISTEN", address, ADDRESS_ALLOWED)?,
                 connections: ADMIN_CONNECTIONS,
                 turned_away: ADMIN_TURNED_AWAY,
+                memory: ADMIN_MEMORY_BYTES,
                 ..http.clone()
             })
         });

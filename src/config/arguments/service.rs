@@ -5,8 +5,10 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{ADDRESS_ALLOWED, approval_threshold, given_path, milliseconds, number, parsed};
-use crate::config::{ConfigError, HttpConfig, LedgerConfig, OperationsLogConfig, ServiceConfig, SyncPolicy};
+use crate::config::{ConfigError, HostNames, HttpConfig, LedgerConfig, OperationsLogConfig, ServiceConfig, SyncPolicy};
 
+/// For heads beyond 4 KiB, bodies and answers; `http::Memory` has the sum.
+const MEMORY_BYTES: usize = 64 * 1024 * 1024;
 /// Each is turned away within half a second.
 const TURNED_AWAY: NonZeroUsize = NonZeroUsize::MIN.saturating_add(255);
 
@@ -114,11 +116,12 @@ pub struct ServiceArguments {
         env = "CONNECTIONS",
         help_heading = "Limits",
         value_name = "COUNT",
-        default_value = "10000"
+        default_value = "4096"
     )]
     pub connections: String,
 
-    /// How long a connection of a client is kept on which nothing happens, in milliseconds
+    /// How long a client may take from an answer, or from connecting, to the end of the next request's head, in milliseconds;
+    /// then the connection is closed
     #[arg(
         long,
         env = "IDLE_TIMEOUT_MS",
@@ -128,8 +131,8 @@ pub struct ServiceArguments {
     )]
     pub idle_timeout_ms: String,
 
-    /// How long a client may take for the head of a request, and for its body, and how long it may take nothing of an
-    /// answer, in milliseconds
+    /// How long a client may take for a TLS handshake, and for the body of a request, and how long it may take nothing of
+    /// an answer, in milliseconds
     #[arg(
         long,
         env = "CLIENT_TIMEOUT_MS",
@@ -252,6 +255,8 @@ impl ServiceArguments {
             listen: parsed("LISTEN", &self.listen, ADDRESS_ALLOWED)?,
             connections: self.connections()?,
             turned_away: TURNED_AWAY,
+            memory: MEMORY_BYTES,
+            hosts: HostNames::Any,
             idle_timeout: milliseconds("IDLE_TIMEOUT_MS", &self.idle_timeout_ms)?,
             client_timeout: milliseconds("CLIENT_TIMEOUT_MS", &self.client_timeout_ms)?,
             shutdown_delay: milliseconds("SHUTDOWN_DELAY_MS", &self.shutdown_delay_ms)?,

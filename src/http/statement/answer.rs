@@ -1,7 +1,7 @@
 //! The answer to a request for a history, in the form that the client wants.
 
 use std::io;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use futures_util::future::Either;
@@ -12,15 +12,15 @@ use poem::{Body, IntoResponse, Response};
 use poem_openapi::ApiResponse;
 use poem_openapi::payload::Payload;
 use poem_openapi::registry::{MetaMediaType, MetaResponse, MetaResponses, Registry};
-use poem_openapi::types::Type;
+use poem_openapi::types::{ToJSON, Type};
 
 use super::disposition::disposition;
 use super::page::{STYLE, StatementPage, render};
 use super::table::{HEADER, rows};
 use crate::domain::UserId;
 use crate::http::conditions::entity_tag;
-use crate::http::connection::BREAK_OFF;
 use crate::http::headers;
+use crate::http::memory::{Counted, Kept, Reserved};
 use crate::http::negotiation::Form;
 use crate::http::problem::response_header;
 use crate::http::responses::{Json, Success, etag_header};
@@ -31,12 +31,17 @@ use crate::store::HistoryEntry;
 /// The page's own style and nothing else.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| headers::policy_of_style(STYLE));
 
+/// How many bytes of contexts the part of a table has that is sent at once.
+const PART_BYTES: usize = 32 * 1024;
+
 /// A history in one of its forms, and what it is the history of.
 pub struct HistoryAnswer {
     /// What is sent.
     pub form: HistoryForm,
     /// The user's version; none where the answer is not all that was known at it.
     pub version: Option<i64>,
+    /// The memory that it takes until it is sent.
+    pub reserved: Reserved,
 }
 
 /// A history in one of its forms.
@@ -65,7 +70,8 @@ impl HistoryForm {
 
 impl IntoResponse for HistoryAnswer {
     fn into_response(self) -> Response {
-        let mut response = self.form.into_response();
+        let mut response = self.form.into_response_with(self.reserved);
+        response.extensions_mut().insert(Counted);
         if let Some(version) = self.version {
             response.headers_mut().insert(ETAG, entity_tag(version));
         }
@@ -73,15 +79,17 @@ impl IntoResponse for HistoryAnswer {
     }
 }
 
-impl IntoResponse for HistoryForm {
-    fn into_response(self) -> Response {
+impl HistoryForm {
+    fn into_response_with(self, reserved: Reserved) -> Response {
         match self {
-            HistoryForm::Json(history) => history.into_response(),
+            HistoryForm::Json(history) => Response::builder()
+                .header(CONTENT_TYPE, Json::<History>::CONTENT_TYPE)
+                .body(reserved.with(history.0.to_json_string().into_bytes())),
             HistoryForm::Csv { user_id, rows, next } => {
                 let mut response = Response::builder()
                     .header(CONTENT_TYPE, Form::Csv.media_type())
                     .header(CONTENT_DISPOSITION, disposition(user_id.as_str()))
-                    .body(Body::from_bytes_stream(table(rows)));
+                    .body(Body::from_bytes_stream(table(rows, reserved)));
                 if let Some(next) = next {
                     let next = HeaderValue::try_from(format!("<?{next}>; rel=\"next\""));
                     response
@@ -93,22 +101,46 @@ impl IntoResponse for HistoryForm {
             HistoryForm::Html(page) => Response::builder()
                 .header(CONTENT_TYPE, Form::Html.media_type())
                 .header(CONTENT_SECURITY_POLICY, POLICY.clone())
-                .body(page),
+                .body(reserved.with(page.into_bytes())),
         }
     }
 }
 
-/// The bytes of a table. Where its operations end with a failure, so does it, and its connection.
+/// The bytes of a table. Where its operations end with a failure, so does it, and hyper breaks the connection off.
 fn table(
     operations: BoxStream<'static, Result<Vec<HistoryEntry>, Unavailable>>,
+    reserved: Reserved,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send {
-    let rows = operations.flat_map(|page| match page {
-        Ok(entries) => Either::Left(stream::iter([Bytes::from(rows(&entries))])),
-        // Nobody waits for what follows: the connection is gone.
-        Err(_) => Either::Right(stream::iter([BREAK_OFF.clone()]).chain(stream::pending())),
+    let reserved = Arc::new(reserved);
+    let rows = operations.flat_map(move |page| {
+        let reserved = Arc::clone(&reserved);
+        match page {
+            Ok(entries) => Either::Left(stream::iter(parts(entries, reserved).map(Ok))),
+            Err(_) => Either::Right(stream::iter([Err(io::ErrorKind::ConnectionAborted.into())])),
+        }
     });
-    let header = stream::iter([Bytes::from_static(HEADER.as_bytes())]);
-    header.chain(rows).map(Ok)
+    let header = stream::iter([Ok(Bytes::from_static(HEADER.as_bytes()))]);
+    header.chain(rows)
+}
+
+/// Rows, a part at a time; the last of them to be sent gives back the memory.
+fn parts(entries: Vec<HistoryEntry>, reserved: Arc<Reserved>) -> impl Iterator<Item = Bytes> {
+    let mut entries = entries.into_iter();
+    std::iter::from_fn(move || {
+        let (mut part, mut contexts) = (Vec::new(), 0);
+        while contexts < PART_BYTES
+            && let Some(entry) = entries.next()
+        {
+            contexts += entry.context.len();
+            part.push(entry);
+        }
+        (!part.is_empty()).then(|| {
+            Bytes::from_owner(Kept {
+                bytes: rows(&part).into_boxed_slice(),
+                _reserved: Arc::clone(&reserved),
+            })
+        })
+    })
 }
 
 impl ApiResponse for HistoryAnswer {

@@ -6,13 +6,21 @@ use futures_util::stream::{self, StreamExt};
 use url::form_urlencoded::Serializer;
 
 use super::answer::{HistoryAnswer, HistoryForm};
+use super::fitting::{MAX_PAGE_BYTES, cut};
 use super::page::StatementPage;
+use crate::http::memory::Memory;
 use crate::http::negotiation::Form;
 use crate::http::parameters::Cursor;
+use crate::http::problem::Problem;
 use crate::http::responses::Success;
 use crate::http::types::{DateTime, History, UserIdText};
-use crate::service::{HistoryPage, HistoryRequest, Unavailable, UseCases};
+use crate::service::{HistoryPage, HistoryRequest, UseCases};
 use crate::store::HistoryOrder;
+
+/// What a page takes while it is read and written: its operations and its text.
+const PAGE_BYTES: usize = 2 * MAX_PAGE_BYTES;
+/// What a stream takes: the operations that were read, and the parts that wait to be sent.
+const STREAM_BYTES: usize = 384 * 1024;
 
 /// What was asked for.
 pub struct Asked {
@@ -32,10 +40,16 @@ impl Asked {
     ///
     /// # Errors
     ///
-    /// [`Unavailable`] says what kept the service from answering.
-    pub async fn answer<S: UseCases>(self, service: &Arc<S>, form: Form) -> Result<HistoryAnswer, Unavailable> {
+    /// The problem that kept the service from answering.
+    pub async fn answer<S: UseCases>(
+        self,
+        service: &Arc<S>,
+        form: Form,
+        memory: &Memory,
+    ) -> Result<HistoryAnswer, Problem> {
         let user_id = self.request.user_id.clone();
         if self.is_without_end(form) {
+            let reserved = memory.reserve(STREAM_BYTES).await?;
             let rows = service.stream_history(self.request).await?;
             let version = rows.version;
             let form = HistoryForm::Csv {
@@ -43,9 +57,15 @@ impl Asked {
                 rows: rows.pages,
                 next: None,
             };
-            return Ok(HistoryAnswer { form, version });
+            return Ok(HistoryAnswer {
+                form,
+                version,
+                reserved,
+            });
         }
-        let page = service.history(self.request.clone()).await?;
+        let reserved = memory.reserve(PAGE_BYTES).await?;
+        let mut page = service.history(self.request.clone()).await?;
+        cut(&mut page, form);
         let next_cursor = self.cursor_beyond(&page).map(|cursor| cursor.to_text());
         let next = next_cursor.as_ref().map(|cursor| self.query(Some(&cursor.0)));
         let version = page.version;
@@ -70,7 +90,11 @@ impl Asked {
                 first: self.request.beyond.map(|_| self.query(None)).as_deref(),
             }),
         };
-        Ok(HistoryAnswer { form, version })
+        Ok(HistoryAnswer {
+            form,
+            version,
+            reserved,
+        })
     }
 
     /// Where the next page begins, if there is one.

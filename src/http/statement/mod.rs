@@ -7,11 +7,13 @@ mod asked;
 mod curve;
 mod disposition;
 mod figures;
+mod fitting;
 mod page;
 mod table;
 
 pub use answer::HistoryAnswer;
 pub use asked::Asked;
+pub use fitting::MAX_PAGE_BYTES;
 
 #[cfg(test)]
 mod tests;
