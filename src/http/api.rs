@@ -404,7 +404,8 @@ impl<S: UseCases> Api<S> {
         to: Query<Option<DateTime>>,
         /// `desc` begins at the latest timestamp, `asc` at the earliest. `desc`, if left out.
         order: Query<Option<OrderText>>,
-        /// The most operations on the page, 1 to 1000; 100, if left out. With `text/csv` all, if left out.
+        /// The most operations on the page, 1 to 1000; 100, if left out. With `text/csv` all, if left out. A page has at most
+        /// 1 MiB and may hold fewer: only a missing `nextCursor` marks the last.
         limit: Query<Option<LimitText>>,
         /// As it was known when: without the changes whose `recordedAt` is later than this. RFC 3339 with an offset or `Z`,
         /// such as `2026-01-31T12:00:00Z`.

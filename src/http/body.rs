@@ -21,6 +21,8 @@ use crate::domain::{Context, Timestamp, UserId};
 
 /// The largest body, in bytes.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
+/// How often the text of a change is in memory until it is answered: its fields, and its statement or its line.
+const COPIES: usize = 2;
 /// By how much the buffer for a body grows.
 const STEP_BYTES: usize = 4 * 1024;
 
@@ -168,9 +170,10 @@ async fn take(headers: &HeaderMap, body: Body, memory: &Memory) -> Result<(Vec<u
             // Not as much as was announced: it may never come.
             let capacity = length.next_multiple_of(STEP_BYTES);
             if capacity > UNCOUNTED_BYTES {
+                let bytes = COPIES * capacity;
                 match &mut reserved {
-                    None => reserved = Some(memory.try_reserve(capacity)?),
-                    Some(reserved) => Reserved::grow(reserved, capacity, memory)?,
+                    None => reserved = Some(memory.try_reserve(bytes)?),
+                    Some(reserved) => Reserved::grow(reserved, bytes, memory)?,
                 }
             }
             bytes.reserve_exact(capacity - bytes.len());

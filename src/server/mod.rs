@@ -30,10 +30,10 @@ use poem::web::{LocalAddr, RemoteAddr};
 use poem::{Endpoint, Request, Response};
 use tokio::net::TcpStream;
 use tokio::select;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 pub use listening::Listening;
 
@@ -87,22 +87,22 @@ pub async fn serve<S: UseCases>(
         memory,
         stopping: CancellationToken::new(),
     });
-    let (connections, aborted) = (TaskTracker::new(), CancellationToken::new());
+    let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
     loop {
         let accepted = select! {
             accepted = listening.accept() => accepted,
             () = &mut shutdown => break,
         };
-        let connection = Arc::clone(&server).connection(accepted);
-        connections.spawn(aborted.clone().run_until_cancelled_owned(connection));
+        while connections.try_join_next().is_some() {}
+        connections.spawn(Arc::clone(&server).connection(accepted));
     }
     drop(listening);
     server.stopping.cancel();
-    connections.close();
-    if timeout(drain, connections.wait()).await.is_err() {
-        aborted.cancel();
-        connections.wait().await;
+    let ended = async { while connections.join_next().await.is_some() {} };
+    if timeout(drain, ended).await.is_err() {
+        tracing::warn!("requests that are still under way are broken off");
+        connections.shutdown().await;
     }
 }
 
