@@ -35,7 +35,7 @@ use poem_openapi::error::ParseParamError;
 pub use api::Stopping;
 pub use document::document;
 pub use last_answer::{not_encrypted, too_many_connections};
-pub use memory::{Memory, Reserved, UNCOUNTED_BYTES};
+pub use memory::{Memory, OutOfMemory, Reserved, UNCOUNTED_BYTES};
 pub use routes::Offer;
 
 use api::Api;
