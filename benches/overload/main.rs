@@ -199,6 +199,8 @@ async fn measure_row(row: &Row, databases: &Databases, template: &Database, scra
         .env("OPERATIONS_LOG", scratch.join("operations.log"))
         .env("RUST_LOG", "error")
         .env("SHUTDOWN_DELAY_MS", "1")
+        // More than by default, since thousands of connections are a load of their own.
+        .env("CONNECTIONS", "10000")
         .envs(row.variables.iter().copied());
     let server = Server::start(serve, &scratch.join("said")).await?;
     let put = async |connections, pace| {

@@ -162,8 +162,8 @@ async fn unfinished_heads_and_bodies_take_bounded_memory_and_others_are_served()
     let small_head = format!("GET /alice/balance HTTP/1.1\r\nhost: x\r\nx: {}", "y".repeat(31_000));
     for (case, many, bytes) in [
         ("heads of 400 KB", 1_000, head),
-        ("heads of 31 KB", 2_900, small_head),
-        ("bodies of 60 KB", 2_900, large_body),
+        ("heads of 31 KB", 1_900, small_head),
+        ("bodies of 60 KB", 1_900, large_body),
     ] {
         let held = hold_many(url, many, bytes.as_bytes()).await;
         world.client.balance("alice", None).await.expect(200);
