@@ -60,6 +60,10 @@ impl UseCases for Ceiling {
         })
     }
 
+    async fn refuse_history(self: &Arc<Self>, _: HistoryRequest) -> Unavailable {
+        Unavailable::Overloaded
+    }
+
     async fn readiness(&self) -> Readiness {
         Readiness {
             store: Arc::new(Ok(StoreReadiness::Ready)),

@@ -204,6 +204,10 @@ impl UseCases for Plain {
         Err(Unavailable::Internal)
     }
 
+    async fn refuse_history(self: &Arc<Self>, _: HistoryRequest) -> Unavailable {
+        Unavailable::Overloaded
+    }
+
     async fn readiness(&self) -> Readiness {
         Readiness {
             store: Arc::new(Ok(StoreReadiness::Ready)),

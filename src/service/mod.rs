@@ -89,6 +89,9 @@ pub trait UseCases: Send + Sync + 'static {
         request: HistoryRequest,
     ) -> impl Future<Output = Result<HistoryStream, Unavailable>> + Send;
 
+    /// Refuses a history for which there is no memory: writes its line.
+    fn refuse_history(self: &Arc<Self>, request: HistoryRequest) -> impl Future<Output = Unavailable> + Send;
+
     /// Asks the dependencies that no operation can do without.
     fn readiness(&self) -> impl Future<Output = Readiness> + Send;
 
@@ -111,6 +114,11 @@ impl UseCases for Service {
 
     async fn stream_history(self: &Arc<Self>, request: HistoryRequest) -> Result<HistoryStream, Unavailable> {
         Service::stream_history(self, request).await
+    }
+
+    async fn refuse_history(self: &Arc<Self>, request: HistoryRequest) -> Unavailable {
+        let refused = self.logged_page(request, true).await;
+        refused.err().unwrap_or(Unavailable::Overloaded)
     }
 
     async fn readiness(&self) -> Readiness {

@@ -264,6 +264,7 @@ async fn slow_readers_of_large_answers_take_bounded_memory_and_others_are_served
     world.deposit("alice", 100).await;
     fill(&world.database, "paged", &[&"\u{1}".repeat(4_096)], 1_000).await;
     let before = world.replica.memory();
+    let mut refused = 0;
     for (case, many, path, accept) in [
         ("pages", 20, "/paged/history?limit=1000", "*/*"),
         ("pages", 1_000, "/paged/history?limit=1000", "*/*"),
@@ -278,7 +279,8 @@ async fn slow_readers_of_large_answers_take_bounded_memory_and_others_are_served
             let opened = (0..20).map(|_| ask(&world.replica.url, &request));
             readers.extend(futures_util::future::join_all(opened).await);
         }
-        sleep(Duration::from_secs(3)).await;
+        // What is refused has waited for memory for a second.
+        sleep(Duration::from_secs(2)).await;
         world.client.balance("alice", None).await.expect(200);
         let with_them = world.replica.memory();
         println!("{many} readers of {case}: {before} MiB before, {with_them} MiB with them");
@@ -286,10 +288,22 @@ async fn slow_readers_of_large_answers_take_bounded_memory_and_others_are_served
             with_them <= before + MOST_MIB,
             "{with_them} MiB with {many} readers of {case}"
         );
+        if path.starts_with("/paged") {
+            let begin = |reader: &TcpStream| {
+                let mut begin = [0; 12];
+                reader.try_read(&mut begin).is_ok() && begin == *b"HTTP/1.1 503"
+            };
+            refused += readers.iter().filter(|reader| begin(reader)).count();
+        }
         drop(readers);
         sleep(Duration::from_millis(500)).await;
     }
-    world.replica.stop().await;
+    let lines = world.replica.stop_and_read().await;
+    let lines = lines
+        .iter()
+        .filter(|line| line["operation"] == "getHistory" && line["outcome"] == "overloaded");
+    let lines = lines.count();
+    assert!(refused > 0 && lines >= refused, "{refused} refusals have {lines} lines");
 }
 
 /// Sends head and body apart on one connection, and then a second request.

@@ -49,7 +49,9 @@ impl Asked {
     ) -> Result<HistoryAnswer, Problem> {
         let user_id = self.request.user_id.clone();
         if self.is_without_end(form) {
-            let reserved = memory.reserve(STREAM_BYTES).await?;
+            let Ok(reserved) = memory.reserve(STREAM_BYTES).await else {
+                return Err(service.refuse_history(self.request).await.into());
+            };
             let rows = service.stream_history(self.request).await?;
             let version = rows.version;
             let form = HistoryForm::Csv {
@@ -63,7 +65,9 @@ impl Asked {
                 reserved,
             });
         }
-        let reserved = memory.reserve(PAGE_BYTES).await?;
+        let Ok(reserved) = memory.reserve(PAGE_BYTES).await else {
+            return Err(service.refuse_history(self.request).await.into());
+        };
         let mut page = service.history(self.request.clone()).await?;
         cut(&mut page, form);
         let next_cursor = self.cursor_beyond(&page).map(|cursor| cursor.to_text());
