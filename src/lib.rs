@@ -3,7 +3,8 @@
 //! # The way through the house
 //!
 //! A change comes in over a connection of [`server`], is read by [`http`], checked into the types of [`domain`], and goes to
-//! [`service`], whose pages are the use cases: ask the [`approver`] and look at the user at once, hand the change to the [`ledger`], answer. The ledger
+//! [`service`], whose pages are the use cases: ask the [`approver`] and look at the user at once, hand the change to the
+//! [`ledger`], answer. The ledger
 //! collects what arrives into batches: it reads the users of a batch from the [`store`], lets their timelines judge, commits
 //! on the versions that were read, tries again those for whom another replica was faster, and answers when the lines are in
 //! the [`operations_log`]. Reads go the same way. [`replica`] wires these parts together and takes them apart;

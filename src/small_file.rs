@@ -50,7 +50,7 @@ pub fn read_own(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     })
 }
 
-/// What to do where the last part of a path is a symbolic link.
+/// Whether a symbolic link as the last part of a path is followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Links {
     /// Open what it leads to.

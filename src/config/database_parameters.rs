@@ -34,7 +34,7 @@ const TAKEN: [(&str, &str); 17] = [
     ("keepalives_interval", "a number of seconds"),
     ("keepalives_retries", "a number"),
 ];
-/// Those that matter where several hosts are given.
+/// Parameters for several hosts, and their values.
 const TAKEN_OF_HOSTS: [(&str, &str); 2] = [
     (
         "target_session_attrs",

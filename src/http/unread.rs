@@ -1,4 +1,4 @@
-//! What a handler leaves of a request's body.
+//! The rest of a request's body that its handler did not read.
 //!
 //! hyper closes a connection whose body was not read to its end, and tells the client nothing of it. So the rest is taken
 //! and dropped within bounds of size and time, or the answer says that the connection will be closed.

@@ -6,7 +6,7 @@
 //! | from one answer, or the beginning, to the end of the next head | `IDLE_TIMEOUT_MS` |
 //! | a TLS handshake, a body, and an answer of which the client takes nothing | `CLIENT_TIMEOUT_MS` |
 //!
-//! What memory connections take is summed up in [`Memory`].
+//! [`Memory`] has the sum of the memory that connections take.
 
 mod connection;
 mod listening;
@@ -50,7 +50,7 @@ const MAX_HEAD_BYTES: usize = 32 * 1024;
 /// How everything begins that is TLS: a record of the handshake.
 const HANDSHAKE: u8 = 22;
 
-/// What all connections of an address share.
+/// Shared by all connections of an address.
 struct Server<E> {
     endpoint: E,
     http: Builder,

@@ -18,7 +18,7 @@ pub enum Socket {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// What became of bytes that were sent with force.
+/// How a write to a socket that tokio takes for full ended.
 pub enum Forced {
     /// So many of them are on their way.
     Sent(usize),

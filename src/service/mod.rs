@@ -130,7 +130,7 @@ impl UseCases for Service {
     }
 }
 
-/// What PostgreSQL answers; shared by all who ask at about the same time.
+/// PostgreSQL's readiness, shared by all probes of a quarter of a second.
 pub type StoredReadiness = Arc<Result<StoreReadiness, StoreError>>;
 
 /// Whether the dependencies answer.

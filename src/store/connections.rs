@@ -190,7 +190,7 @@ impl Connections {
                         trust: self.trust.clone(),
                     });
                 }
-                // Those that are open serve all, one after the other. A pooler that has no connection left is silent.
+                // The open connections serve all statements in turn. A pooler without a free connection says nothing.
                 Err(PoolError::Backend(
                     failure @ (ConnectionFailure::NoneLeft(_) | ConnectionFailure::Unreachable(_)),
                 )) if self.pool.status().size > 0 => {

@@ -47,7 +47,7 @@ pub enum ConnectionFailure {
 }
 
 impl ConnectionFailure {
-    /// What was said about it, beyond the class.
+    /// The words of PostgreSQL or of the operating system.
     fn detail(&self) -> Option<&str> {
         match self {
             Self::Unreachable(detail)
@@ -60,7 +60,7 @@ impl ConnectionFailure {
         }
     }
 
-    /// What mends it, where that is no matter of the network.
+    /// The change of settings that mends it; `None` where the network or the server must come back.
     pub fn remedy(&self) -> Option<&'static str> {
         match self {
             Self::SharedStatements => Some(

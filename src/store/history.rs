@@ -11,8 +11,8 @@ use super::{Store, StoreError};
 use crate::domain::{OperationId, Timestamp, UserId};
 use crate::metrics::Statement;
 
-/// The rows that a query gives in an order, until their contexts have more than `bytes` bytes; the row that exceeds them is the last. The length
-/// of a text is known without reading it.
+/// Cuts the rows of a query off after the first whose context brings the sum above `bytes` bytes. PostgreSQL knows the
+/// length of a text without reading it.
 macro_rules! limited_by_bytes {
     ($order:literal, $bytes:literal, $($rows:expr),+) => {
         concat!(

@@ -122,7 +122,7 @@ impl Manager for Opener {
         });
         self.tell(opened.as_ref().err());
         let connection = opened.inspect_err(|failure| match failure {
-            // What is true of this connection is true of those that were opened before.
+            // The connections that are open lead to the same server or pooler.
             ConnectionFailure::ReadOnly | ConnectionFailure::SharedStatements => self.trust.withdraw(Instant::now()),
             _ => {}
         })?;

@@ -55,7 +55,7 @@ pub(super) async fn run(mut arguments: DevelopmentArguments) -> Result<(), Comma
         }));
     }
     config.http.shutdown_delay = Duration::ZERO;
-    // What a page of another site can reach it by is no name of this machine.
+    // By DNS rebinding a page of another site reaches it under a name of that site.
     config.http.hosts = HostNames::ThisMachine(host_name());
 
     say(format_args!("{LABEL}balance{LABEL:#} {FAINT}{VERSION}{FAINT:#}"));

@@ -17,9 +17,9 @@ use crate::http::types::{DateTime, History, UserIdText};
 use crate::service::{HistoryPage, HistoryRequest, UseCases};
 use crate::store::HistoryOrder;
 
-/// What a page takes while it is read and written: its operations and its text.
+/// Memory for one page while it is read and written: its operations and its text.
 const PAGE_BYTES: usize = 2 * MAX_PAGE_BYTES;
-/// What a stream takes: the operations that were read, and the parts that wait to be sent.
+/// Memory for one stream: the operations that were read, and the parts that wait to be sent.
 const STREAM_BYTES: usize = 384 * 1024;
 
 /// What was asked for.

@@ -6,7 +6,7 @@ use crate::store::HistoryEntry;
 
 /// The largest page, in bytes.
 pub const MAX_PAGE_BYTES: usize = 1024 * 1024;
-/// What a page has beside its operations: style, heading and links, or the user's id and the cursor.
+/// Bytes of a page beside its operations: style, heading and links, or the user's id and the cursor.
 const FRAME_BYTES: usize = 32 * 1024;
 /// An operation of JSON without its context.
 const JSON_BYTES: usize = 384;
