@@ -217,7 +217,10 @@ impl<S: UseCases> Api<S> {
                 Some(remedy) => format!("The database cannot be used: {failure}; {remedy}."),
                 None => format!("The database cannot be used: {failure}."),
             }),
-            Err(error @ (StoreError::Refused(_) | StoreError::Failed(_) | StoreError::TimedOut | StoreError::Busy)) => {
+            Err(StoreError::Refused(_)) => {
+                Err("The database refuses the check for readiness; see the process log.".to_owned())
+            }
+            Err(error @ (StoreError::Failed(_) | StoreError::TimedOut | StoreError::Busy)) => {
                 Err(format!("The database does not answer: {error}."))
             }
         }

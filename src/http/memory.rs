@@ -7,7 +7,8 @@
 //! | connections: hyper's buffers of 8 KiB for reading and 8 KiB for heads, futures, one small answer | 2,000 | 22 KiB | 43 |
 //! | operations under way, which go on when their client hangs up, without what the budget counts | 4,096 | 13 KiB | 52 |
 //! | calls to the Approver | 1,024 | 50 KiB | 50 |
-//! | the budget: large heads, bodies, and answers | | | 32 |
+//! | the budget: large heads, bodies, and answers | | | 28 |
+//! | the budget of metrics and other answers to operators | | | 4 |
 //! | batches being committed, and the page that a worker thread is writing | 3 | 4 MiB | 12 |
 //! | together | | | 189 |
 //!
@@ -27,7 +28,8 @@ use super::problem::{Code, Problem};
 pub const UNCOUNTED_BYTES: usize = 4 * 1024;
 
 /// How long an answer may wait for memory before it is refused.
-const WAIT: Duration = Duration::from_secs(1);
+/// Pages are read a few at once, so that a burst of them waits for its turn here.
+const WAIT: Duration = Duration::from_secs(3);
 
 /// Memory is counted in units of 1 KiB.
 const UNIT: usize = 1024;
@@ -74,7 +76,7 @@ impl Memory {
         permit.map(Reserved).map_err(|_| OutOfMemory)
     }
 
-    /// Takes `bytes`, waiting for a second at most.
+    /// Takes `bytes`, waiting for 3 s at most.
     ///
     /// # Errors
     ///

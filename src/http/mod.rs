@@ -53,6 +53,9 @@ use crate::service::UseCases;
 use crate::telemetry;
 use crate::tokens::Tokens;
 
+/// The budget for answers to operators and probes at one address.
+const ADMINISTRATION_BYTES: usize = 4 * 1024 * 1024;
+
 /// The name under which requests to no path are counted.
 const UNMATCHED: &str = "unmatched";
 
@@ -90,6 +93,8 @@ struct Gate {
     hosts: HostNames,
     body_time: BodyTime,
     memory: Memory,
+    /// Clients' pages and bodies take nothing of what metrics need.
+    administration: Memory,
 }
 
 /// The endpoint that answers all requests of an address.
@@ -101,6 +106,7 @@ pub fn application<S: UseCases>(site: Site<S>, limits: Limits) -> impl Endpoint<
         hosts: site.hosts,
         body_time: BodyTime(limits.body_time),
         memory: limits.memory.clone(),
+        administration: Memory::new(ADMINISTRATION_BYTES),
     });
     let api = Api {
         service: Some(site.service),
@@ -210,11 +216,11 @@ impl Gate {
             Ok(response) => deferred::resolve(response.into_response()).await,
             Err(error) => to_problem(error, route),
         };
-        self.count(response).await
+        self.count(response, route).await
     }
 
     /// Takes memory for a large answer that has none yet.
-    async fn count(&self, mut response: Response) -> Response {
+    async fn count(&self, mut response: Response, route: &KnownRoute) -> Response {
         let body = BoxBody::from(response.take_body());
         let length = body.size_hint().exact().unwrap_or(0);
         if length <= UNCOUNTED_BYTES as u64 || response.extensions_mut().remove::<Counted>().is_some() {
@@ -225,7 +231,11 @@ impl Gate {
         let Ok(bytes) = Body::from(body).into_vec().await else {
             return Problem::from(crate::service::Unavailable::Internal).into_response();
         };
-        match self.memory.try_reserve(bytes.len()) {
+        let memory = match route.audience {
+            Audience::Client(_) => &self.memory,
+            Audience::Prober | Audience::Administrator => &self.administration,
+        };
+        match memory.try_reserve(bytes.len()) {
             Ok(reserved) => {
                 response.set_body(Body::from(reserved.with(bytes)));
                 response

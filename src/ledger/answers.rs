@@ -33,7 +33,7 @@ pub(super) struct Pending {
     /// Whether a reading has passed it over for another one deep in the past.
     pub(super) passed_over: bool,
     /// Whether PostgreSQL refused a commit of several changes of the user, so that this one is committed by itself.
-    pub(super) stands_apart: bool,
+    pub(super) commits_alone: bool,
     /// What it was asked by, if that is known.
     pub(super) request: Option<Arc<RequestContext>>,
     caller: Caller,
@@ -80,7 +80,7 @@ impl Pending {
             deadline,
             in_doubt: None,
             passed_over: false,
-            stands_apart: false,
+            commits_alone: false,
             request,
             caller: Caller {
                 slot,

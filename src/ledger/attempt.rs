@@ -72,9 +72,9 @@ impl UserChanges {
 
     /// Answers those for whom a reading has failed. What is in doubt stays so until the database answers; and where it may
     /// have failed because of others, those with time left are tried again.
-    fn give_up(&mut self, reason: Unavailable, due_to_others: bool, answers: &mut Answers) {
+    fn give_up(&mut self, reason: Unavailable, may_succeed_later: bool, answers: &mut Answers) {
         let now = Instant::now();
-        let again = |pending: &Pending| pending.in_doubt.is_some() || (due_to_others && pending.deadline > now);
+        let again = |pending: &Pending| pending.in_doubt.is_some() || (may_succeed_later && pending.deadline > now);
         for pending in self.changes.extract_if(.., |pending| !again(pending)) {
             answers.push(pending, Err(reason.into()));
         }
@@ -114,6 +114,7 @@ impl Judged {
         let mut accepted: Vec<(Pending, Entry)> = Vec::new();
         let mut resting = Vec::new();
         let mut keys = HashSet::new();
+        let mut commits_alone = false;
         for mut pending in std::mem::take(&mut group.changes) {
             // What was accepted before under its key is answered from that, wherever it lies.
             let is_repeat = pending.key().is_some_and(|key| state.earlier.contains_key(key));
@@ -122,8 +123,9 @@ impl Judged {
                 group.changes.push(pending);
                 continue;
             }
-            let stands_apart = pending.stands_apart || accepted.iter().any(|(pending, _)| pending.stands_apart);
-            if stands_apart && !accepted.is_empty() {
+            // Those behind it wait with it, so that the user's changes stay in their order.
+            commits_alone |= pending.commits_alone;
+            if commits_alone && !accepted.is_empty() {
                 group.changes.push(pending);
                 continue;
             }
@@ -230,12 +232,13 @@ impl<S: LedgerStore> Recorder<S> {
         let (places, states) = match self.read(groups, reach, deadline).await {
             Ok(read) => read,
             Err(error) => {
-                // A user whose rows PostgreSQL cannot read fails alone.
-                let due_to_others = error.is_out_of_time() || (error.is_refusal() && groups.len() > 1);
+                // A user whose rows PostgreSQL cannot read fails alone, with all changes: their parameters are checked text and
+                // numbers, so it is the rows that PostgreSQL refuses.
+                let may_succeed_later = error.is_out_of_time() || (error.is_refusal() && groups.len() > 1);
                 let reason = caused_by(requests(groups), || Unavailable::from(error));
                 return groups
                     .iter_mut()
-                    .for_each(|group| self.give_up(group, reason, due_to_others, answers));
+                    .for_each(|group| self.give_up(group, reason, may_succeed_later, answers));
             }
         };
         let mut judged = Vec::with_capacity(places.len());
@@ -248,9 +251,9 @@ impl<S: LedgerStore> Recorder<S> {
                     judged.push(Judged::of(place, group, state, answers));
                 }
                 Err(error) => {
-                    let due_to_others = error.is_out_of_time();
+                    let may_succeed_later = error.is_out_of_time();
                     let reason = caused_by(group.requests(), || Unavailable::from(error));
-                    self.give_up(group, reason, due_to_others, answers);
+                    self.give_up(group, reason, may_succeed_later, answers);
                 }
             }
         }
@@ -259,8 +262,8 @@ impl<S: LedgerStore> Recorder<S> {
         self.metrics.ledger.batch_took(BatchKind::Commit, began.elapsed());
     }
 
-    fn give_up(&self, group: &mut UserChanges, reason: Unavailable, due_to_others: bool, answers: &mut Answers) {
-        group.give_up(reason, due_to_others, answers);
+    fn give_up(&self, group: &mut UserChanges, reason: Unavailable, may_succeed_later: bool, answers: &mut Answers) {
+        group.give_up(reason, may_succeed_later, answers);
         self.metrics.ledger.retried(RetryReason::NotRead, group.changes.len());
     }
 
@@ -340,7 +343,7 @@ impl<S: LedgerStore> Recorder<S> {
                         judged
                             .accepted
                             .iter_mut()
-                            .for_each(|(pending, _)| pending.stands_apart = true);
+                            .for_each(|(pending, _)| pending.commits_alone = true);
                         judged.again(group, reason)
                     } else if is_alone {
                         judged.not_stored(group, reason, answers)

@@ -79,7 +79,11 @@ impl From<Unavailable> for ChangeError {
 
 impl From<StoreError> for Unavailable {
     fn from(error: StoreError) -> Self {
-        tracing::warn!("PostgreSQL failed: {}", causes(&error));
+        match &error {
+            // The store has logged it, once.
+            StoreError::NoConnection(_) => tracing::debug!("PostgreSQL failed: {}", causes(&error)),
+            _ => tracing::warn!("PostgreSQL failed: {}", causes(&error)),
+        }
         match error {
             StoreError::NoConnection(_) | StoreError::Refused(_) | StoreError::Failed(_) | StoreError::TimedOut => {
                 Unavailable::Database

@@ -24,7 +24,7 @@ use crate::telemetry::{RequestContext, caused_by, shared_by};
 const MAX_TOGETHER: usize = 1_024;
 
 /// How often a batch that PostgreSQL refuses is divided: enough to find a few questions among the most there can be.
-const MOST_REFUSALS: u32 = 64;
+const MOST_REFUSALS: u32 = 24;
 
 /// What is asked of a user as of a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,7 +209,7 @@ impl<S: LedgerStore> Reader<S> {
         };
         let deadline = first.max(Instant::now() + SHARED_GRACE);
         let mut readings = Vec::with_capacity(questions.len());
-        // The next part is the last.
+        // A stack: the last part is read next.
         let (mut parts, mut refusals) = (vec![questions], 0);
         while let Some(part) = parts.pop() {
             match self.statement(part, deadline).await {

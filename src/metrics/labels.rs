@@ -60,7 +60,7 @@ impl Label for BatchKind {
     }
 }
 
-/// A statement, by what it is for.
+/// The purpose of a statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Statement {
     /// Reads balances.

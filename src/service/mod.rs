@@ -59,7 +59,7 @@ pub struct Service {
     /// Histories that may be streamed at once.
     streams: Arc<Semaphore>,
     /// The last look at PostgreSQL's readiness, and when it ended.
-    readiness: Mutex<Option<(Instant, StoredReadiness)>>,
+    readiness: Mutex<Option<(Instant, SharedReadiness)>>,
 }
 
 /// What a service does, as it is offered over HTTP. [`Service`] does it; the benchmarks have others, to tell what the store
@@ -131,13 +131,13 @@ impl UseCases for Service {
 }
 
 /// PostgreSQL's readiness, shared by all probes of a quarter of a second.
-pub type StoredReadiness = Arc<Result<StoreReadiness, StoreError>>;
+pub type SharedReadiness = Arc<Result<StoreReadiness, StoreError>>;
 
 /// Whether the dependencies answer.
 #[derive(Debug)]
 pub struct Readiness {
     /// PostgreSQL.
-    pub store: StoredReadiness,
+    pub store: SharedReadiness,
     /// The operations log.
     pub log: Result<(), LogFailure>,
 }
@@ -194,8 +194,8 @@ impl Service {
         }
     }
 
-    /// Those who ask meanwhile wait for the same answer.
-    async fn store_readiness(&self) -> StoredReadiness {
+    /// Concurrent probes share one check.
+    async fn store_readiness(&self) -> SharedReadiness {
         let mut last = self.readiness.lock().await;
         if let Some((looked_at, readiness)) = &*last
             && looked_at.elapsed() < READINESS_SHARED

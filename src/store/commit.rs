@@ -255,9 +255,9 @@ impl Store {
                 Err(error @ (StatementError::Broken(_) | StatementError::TimedOut)) => {
                     Err(CommitError::InDoubt(error.into()))
                 }
-                Err(error @ (StatementError::NotSent(_) | StatementError::Refused(_) | StatementError::Unfit(_))) => {
-                    Err(CommitError::NotStored(error.into()))
-                }
+                Err(
+                    error @ (StatementError::NotSent(_) | StatementError::Refused(_) | StatementError::WrongSession(_)),
+                ) => Err(CommitError::NotStored(error.into())),
             }
         };
         let metrics = &self.connections.metrics.database;

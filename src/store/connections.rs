@@ -24,6 +24,8 @@ use crate::retry::Pauses;
 
 /// How long a connection is waited for when all are in use.
 const LEASE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A connection that answered within this time is trusted when another one times out.
+const RECENTLY: Duration = Duration::from_secs(1);
 /// How long a connection may take to show that it outlived an error.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a read is tried: enough for connections that a restart of PostgreSQL has broken.
@@ -57,8 +59,8 @@ pub(super) enum StatementError {
     Conflict(DieselError),
     /// PostgreSQL refused it, and rolled it back.
     Refused(DieselError),
-    /// The server would not have it: it has done nothing.
-    Unfit(ConnectionFailure),
+    /// The prepared statement was another one, or the session is read-only: nothing was done.
+    WrongSession(ConnectionFailure),
     /// The connection broke after it was sent: what it wrote may be stored.
     Broken(DieselError),
     /// No answer came before the deadline: what it wrote may be stored, or may still be.
@@ -70,7 +72,7 @@ impl From<StatementError> for StoreError {
         match error {
             StatementError::NotSent(error) => error,
             StatementError::Refused(error) => StoreError::Refused(error),
-            StatementError::Unfit(failure) => StoreError::NoConnection(failure),
+            StatementError::WrongSession(failure) => StoreError::NoConnection(failure),
             StatementError::Conflict(error) | StatementError::Broken(error) => StoreError::Failed(error),
             StatementError::TimedOut => StoreError::TimedOut,
         }
@@ -81,7 +83,6 @@ impl From<StatementError> for StoreError {
 /// timed out or was cancelled may still be busy or broken, and is closed.
 struct Lease {
     pooled: Option<Object<Opener>>,
-    taken_at: Instant,
     trust: Trust,
 }
 
@@ -102,7 +103,7 @@ impl Lease {
         drop(self.pooled.take());
     }
 
-    /// Sorts an error of the statement, and ends the lease.
+    /// Classifies an error of the statement, and ends the lease.
     async fn fail(mut self, error: DieselError) -> StatementError {
         let DieselError::DatabaseError(kind, information) = &error else {
             return match error {
@@ -115,7 +116,7 @@ impl Lease {
         };
         if let Some(failure) = failed_condition(information.message()) {
             self.trust.withdraw(Instant::now());
-            return StatementError::Unfit(failure);
+            return StatementError::WrongSession(failure);
         }
         match kind {
             // The idempotency key or the place in the order of acceptance was taken meanwhile.
@@ -125,7 +126,7 @@ impl Lease {
             }
             DatabaseErrorKind::ReadOnlyTransaction => {
                 self.trust.withdraw(Instant::now());
-                StatementError::Unfit(ConnectionFailure::ReadOnly)
+                StatementError::WrongSession(ConnectionFailure::ReadOnly)
             }
             DatabaseErrorKind::ForeignKeyViolation
             | DatabaseErrorKind::NotNullViolation
@@ -139,7 +140,8 @@ impl Lease {
     }
 
     /// Whether PostgreSQL rolled the statement back, where diesel keeps no SQLSTATE to tell by. An error that leaves the
-    /// session alive has rolled back. One that ends it may have come after a commit, as when a server is shut down.
+    /// session alive has rolled back. One that ends it may have come after a commit, as when a server is shut down. A pooler
+    /// that loses the server's connection in the middle of a statement must end the client's, as PgBouncer does.
     async fn has_outlived_the_error(&mut self) -> bool {
         let probe = self.connection().batch_execute("");
         timeout(PROBE_TIMEOUT, probe)
@@ -147,9 +149,11 @@ impl Lease {
             .is_ok_and(|answered| answered.is_ok())
     }
 
-    /// Ends the lease of a statement that got no answer.
+    /// Ends the lease of a statement that got no answer. A network that swallowed it has swallowed the others too, however
+    /// long ago it was sent; connections that answered just now live.
     fn time_out(self) -> StatementError {
-        self.trust.withdraw(self.taken_at);
+        let now = Instant::now();
+        self.trust.withdraw(now.checked_sub(RECENTLY).unwrap_or(now));
         StatementError::TimedOut
     }
 }
@@ -186,7 +190,6 @@ impl Connections {
                 Ok(pooled) => {
                     return Ok(Lease {
                         pooled: Some(pooled),
-                        taken_at: Instant::now(),
                         trust: self.trust.clone(),
                     });
                 }
@@ -262,7 +265,7 @@ impl Connections {
         R: FromSqlRow<Q::SqlType, Pg>,
     {
         let mut pauses = Pauses::between_calls();
-        let mut attempts = 1;
+        let (mut attempts, mut last) = (1, None);
         loop {
             let attempt = async {
                 let mut rows = Vec::new();
@@ -281,8 +284,11 @@ impl Connections {
                 StoreError::Refused(_) if attempts < REFUSED_READ_ATTEMPTS => {}
                 StoreError::NoConnection(_) | StoreError::Failed(_)
                     if attempts < READ_ATTEMPTS && pauses.pause(deadline).await.is_ok() => {}
+                // The time that is left was too short to find out more.
+                error if error.is_out_of_time() => return Err(last.unwrap_or(error)),
                 error => return Err(error),
             }
+            last = Some(error);
             attempts += 1;
         }
     }

@@ -34,7 +34,7 @@ impl StoreError {
         }
     }
 
-    /// Whether the same may work for each of the operations by itself.
+    /// Whether to try the operations one by one.
     pub fn is_refusal(&self) -> bool {
         matches!(self, StoreError::Refused(_))
     }

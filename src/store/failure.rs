@@ -84,7 +84,7 @@ impl ConnectionFailure {
         if let Some(remedy) = self.remedy() {
             line += &format!("; {remedy}");
         }
-        // A name with a line break in it is a common mistake, and is to be seen.
+        // Escaped, since a line break at the end of DATABASE_URL is a common mistake.
         let visible = |character: char| match character.is_control() {
             true => character.escape_default().to_string(),
             false => character.to_string(),

@@ -1,8 +1,9 @@
 //! What was known at an earlier moment of recording: balances and the history from the operations recorded until then.
 //!
 //! A user's moments of recording go up from commit to commit, so these operations are what the user had at one version, and
-//! what was known at a moment of a recording that can be seen never changes. A moment is taken before the commit that it
-//! belongs to can be seen: between the two, what was known then is not all there yet. There is no index by them. Checkpoints keep bounds instead: a
+//! what was known at a moment of a recording that can be seen never changes. `recorded_at` is set before the
+//! commit becomes visible: in between, an answer lacks what a later answer for the same `knownAt` has. There is no index by
+//! these moments. Checkpoints keep bounds instead: a
 //! segment all of which was recorded by then counts whole, one of which nothing was counts not at all, and only the rows of
 //! those in between are read. Up to a checkpoint before which nothing was recorded later, all counts as it is now.
 

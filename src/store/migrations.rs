@@ -14,7 +14,7 @@ use crate::config::DatabaseConfig;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
 
-/// The transaction's, as the lock is, so that neither stays on a pooler's connection.
+/// Settings and lock end with the transaction, so that neither stays on a pooler's connection.
 const SETTINGS: &str = "SET LOCAL statement_timeout = '300s'; SET LOCAL lock_timeout = '300s'; \
      SET LOCAL idle_in_transaction_session_timeout = '300s'; SET LOCAL client_min_messages = warning";
 /// The number is the word "balance" in ASCII.
@@ -28,7 +28,7 @@ pub enum MigrationError {
     #[error("{}", .0.for_the_log())]
     Connect(ConnectionFailure),
     /// Another process has been migrating for five minutes.
-    #[error("the lock that keeps migrations apart was not had: {0}")]
+    #[error("the migration lock could not be taken: {0}")]
     Lock(#[source] DieselError),
     /// A migration failed, and all of this run were rolled back.
     #[error("a migration failed, and nothing was changed: {0}")]

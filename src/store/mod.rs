@@ -25,6 +25,7 @@ mod schema;
 mod snapshot;
 mod state;
 mod statement;
+mod targets;
 mod trust;
 
 pub use commit::{CommitOutcome, Commitment, GroupCommit};

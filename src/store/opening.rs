@@ -1,9 +1,10 @@
 //! Opening a connection to PostgreSQL, and finding out whether it can be used before anything is sent over it.
 //!
-//! No session is changed: a `SET` stays on a pooler's connection, and may reach another client there. Settings belong to
-//! the role, see [`SESSION_SETTINGS`].
+//! No `SET` is sent: it stays on a pooler's connection, and may reach another client there. A session is started with
+//! [`SESSION_SETTINGS`], or, where a pooler refuses that, has those of its role.
 
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,25 +14,24 @@ use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel_async::AsyncPgConnection;
 use diesel_async::pooled_connection::PoolableConnection;
 use futures_util::future::{Either, select};
-use tokio::time::{Instant, timeout};
-use tokio_postgres::config::TargetSessionAttrs;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, Connection, SimpleQueryMessage, Socket};
 
 use super::ConnectionFailure;
 use super::encryption::{Encryption, Stream};
+use super::targets::targets_of;
 use super::trust::Trust;
 use crate::config::DatabaseConfig;
 
 /// How long opening a connection may take, with the handshakes and the first question: longer than a distant server takes,
 /// and short enough for a replica to be ready within 2 seconds of a new primary.
 const OPEN_TIMEOUT: Duration = Duration::from_millis(1_500);
-/// How long TCP may take to connect to all hosts together, unless `DATABASE_URL` has `connect_timeout`: one that is gone
-/// must leave time for the next.
-const TCP_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long sent bytes may stay unacknowledged, unless `DATABASE_URL` has `tcp_user_timeout`.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The settings that `env/roles.sql` gives the service's role. A session without them works, and is told of in the log.
+/// The settings of a replica's sessions; `env/roles.sql` gives them to the service's role. A session without them works,
+/// and the log says so.
 ///
 /// The timeouts are for a replica that is cut off in the middle of a statement. The others are how statements are planned:
 /// each leads from users to their rows by the primary keys, whatever its parameters and however few rows there are yet, so
@@ -57,10 +57,12 @@ pub(super) struct Opener {
     client: Config,
     encryption: Encryption,
     trust: Trust,
-    /// The failure that the log was told of last; none while connections can be opened.
-    told: Mutex<Option<ConnectionFailure>>,
-    /// The settings that the log was told are not those of [`SESSION_SETTINGS`].
-    told_settings: Mutex<String>,
+    /// Whether sessions may be started with [`SESSION_SETTINGS`]; not behind poolers.
+    takes_settings: AtomicBool,
+    /// None while connections can be opened.
+    last_logged: Mutex<Option<ConnectionFailure>>,
+    /// The settings that sessions lack.
+    last_logged_settings: Mutex<String>,
 }
 
 impl Opener {
@@ -69,44 +71,44 @@ impl Opener {
             client: client_config(config),
             encryption: Encryption::new(config.url.tls()).telling(),
             trust,
-            told: Mutex::default(),
-            told_settings: Mutex::default(),
+            takes_settings: AtomicBool::new(true),
+            last_logged: Mutex::default(),
+            last_logged_settings: Mutex::default(),
         }
     }
 
     async fn open(&self) -> Result<AsyncPgConnection, ConnectionFailure> {
-        let (client, mut connection) = self.encryption.connect(&self.client).await?;
-        let session = Session::of(&client, &mut connection).await?;
-        session.check()?;
-        self.tell_settings(&session.other_settings);
-        to_diesel(client, connection).await
+        let opened = open(&self.encryption, &self.client, Purpose::Serve(&self.takes_settings)).await?;
+        self.log_settings(&opened.other_settings);
+        to_diesel(opened.client, opened.connection).await
     }
 
-    /// Tells the log once of each change of the reason.
-    fn tell(&self, failure: Option<&ConnectionFailure>) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.as_ref() == failure {
+    /// Logs a failure when it differs from the last one.
+    fn log_change(&self, failure: Option<&ConnectionFailure>) {
+        let mut last = self.last_logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.as_ref() == failure {
             return;
         }
         match failure {
             Some(failure) => tracing::warn!("{}", failure.for_the_log()),
             None => tracing::info!("connections to PostgreSQL can be opened again"),
         }
-        *told = failure.cloned();
+        *last = failure.cloned();
     }
 
-    fn tell_settings(&self, others: &str) {
-        let mut told = self.told_settings.lock().unwrap_or_else(PoisonError::into_inner);
-        if *told == others {
+    fn log_settings(&self, others: &str) {
+        let mut last = self.last_logged_settings.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last == others {
             return;
         }
         if !others.is_empty() {
             tracing::warn!(
                 settings = others,
-                "the database role lacks settings of env/roles.sql: statements may be planned badly or run for too long"
+                "sessions behind this pooler have none of the settings that env/roles.sql gives the role: statements may be planned \
+                 badly, and a change that was given up may be stored late; run env/roles.sql"
             );
         }
-        others.clone_into(&mut told);
+        others.clone_into(&mut last);
     }
 }
 
@@ -116,15 +118,13 @@ impl Manager for Opener {
 
     async fn create(&self) -> Result<PooledConnection, ConnectionFailure> {
         // On the heap, so that statements take no room for what is done once a connection.
-        let opened = timeout(OPEN_TIMEOUT, Box::pin(self.open())).await.unwrap_or_else(|_| {
-            let silence = format!("no answer within {OPEN_TIMEOUT:?}");
-            Err(ConnectionFailure::Unreachable(silence))
-        });
-        self.tell(opened.as_ref().err());
-        let connection = opened.inspect_err(|failure| match failure {
-            // The connections that are open lead to the same server or pooler.
-            ConnectionFailure::ReadOnly | ConnectionFailure::SharedStatements => self.trust.withdraw(Instant::now()),
-            _ => {}
+        let opened = Box::pin(self.open()).await;
+        self.log_change(opened.as_ref().err());
+        let connection = opened.inspect_err(|failure| {
+            if *failure == ConnectionFailure::SharedStatements {
+                // The connections that are open lead to the same pooler.
+                self.trust.withdraw(Instant::now());
+            }
         })?;
         Ok(PooledConnection {
             connection,
@@ -214,36 +214,114 @@ async fn to_diesel(
     })
 }
 
+/// A connection that can be used, and what its session lacks.
+struct Opened {
+    client: Client,
+    connection: Connection<Socket, Stream>,
+    other_settings: String,
+}
+
+/// Which servers will do, and whether the session is to have [`SESSION_SETTINGS`].
+#[derive(Clone, Copy)]
+enum Purpose<'a> {
+    /// Statements of a replica; whether the settings may be asked for at the start of the session.
+    Serve(&'a AtomicBool),
+    /// One that takes writes.
+    Migrate,
+    /// Any, standbys too.
+    Verify,
+}
+
+/// Opens a connection to the first server that serves the purpose. Each of those that are left has an equal part of the
+/// time that is left.
+async fn open(encryption: &Encryption, config: &Config, purpose: Purpose<'_>) -> Result<Opened, ConnectionFailure> {
+    let deadline = Instant::now() + OPEN_TIMEOUT;
+    let silent = || ConnectionFailure::Unreachable(format!("no answer within {OPEN_TIMEOUT:?}"));
+    let targets = timeout_at(deadline, targets_of(config)).await.map_err(|_| silent())?;
+    let mut failure = None;
+    for (left, target) in (1..=targets.len()).rev().zip(targets) {
+        let share = (deadline - Instant::now()) / u32::try_from(left).unwrap_or(u32::MAX);
+        let attempt = async { open_target(encryption, target?, purpose).await };
+        let failed = match timeout(share, attempt).await {
+            Ok(Ok(opened)) => return Ok(opened),
+            Ok(Err(failed)) => failed,
+            Err(_) => silent(),
+        };
+        // A server that answers tells more than one that does not.
+        if failure.is_none() || !matches!(failed, ConnectionFailure::Unreachable(_)) {
+            failure = Some(failed);
+        }
+    }
+    Err(failure.unwrap_or_else(silent))
+}
+
+async fn open_target(
+    encryption: &Encryption,
+    target: Config,
+    purpose: Purpose<'_>,
+) -> Result<Opened, ConnectionFailure> {
+    let (client, mut connection) = match purpose {
+        Purpose::Serve(takes_settings) => connect_with_settings(encryption, &target, takes_settings).await?,
+        Purpose::Migrate | Purpose::Verify => encryption.connect(&target).await?,
+    };
+    let mut other_settings = String::new();
+    if !matches!(purpose, Purpose::Verify) {
+        let session = Session::of(&client, &mut connection).await?;
+        session.check()?;
+        other_settings = session.other_settings;
+    }
+    Ok(Opened {
+        client,
+        connection,
+        other_settings,
+    })
+}
+
+/// Asks for the settings with the session's start, where they are the session's own and go with it. A pooler may refuse that.
+async fn connect_with_settings(
+    encryption: &Encryption,
+    target: &Config,
+    takes_settings: &AtomicBool,
+) -> Result<(Client, Connection<Socket, Stream>), tokio_postgres::Error> {
+    if !takes_settings.load(Ordering::Relaxed) {
+        return encryption.connect(target).await;
+    }
+    let mut options = SESSION_SETTINGS
+        .map(|(name, value)| format!("-c {name}={value}"))
+        .join(" ");
+    if let Some(own) = target.get_options() {
+        options += &format!(" {own}");
+    }
+    match encryption.connect(target.clone().options(options)).await {
+        Err(error) if error.code() == Some(&SqlState::PROTOCOL_VIOLATION) => {
+            takes_settings.store(false, Ordering::Relaxed);
+            encryption.connect(target).await
+        }
+        connected => connected,
+    }
+}
+
 fn client_config(config: &DatabaseConfig) -> Config {
     let mut client = config.url.to_client_config();
     client.application_name(&config.application_name);
-    let hosts = u32::try_from(client.get_hosts().len()).unwrap_or(u32::MAX).max(1);
-    // Of several hosts some are standbys, on whose stale data nothing may be decided.
-    if hosts > 1 && client.get_target_session_attrs() == TargetSessionAttrs::Any {
-        client.target_session_attrs(TargetSessionAttrs::ReadWrite);
-    }
-    if client.get_connect_timeout().is_none() {
-        client.connect_timeout(TCP_CONNECT_TIMEOUT / hosts);
-    }
     if client.get_tcp_user_timeout().is_none() {
         client.tcp_user_timeout(TCP_USER_TIMEOUT);
     }
     client
 }
 
-/// Opens a connection outside of a pool that is to write, with the checks of one.
+/// Opens a connection outside of a pool, for migrations.
 pub(super) async fn open_one(config: &DatabaseConfig) -> Result<AsyncPgConnection, ConnectionFailure> {
     let encryption = Encryption::new(config.url.tls());
-    let (client, mut connection) = encryption.connect(&client_config(config)).await?;
-    Session::of(&client, &mut connection).await?.check()?;
-    to_diesel(client, connection).await
+    let opened = open(&encryption, &client_config(config), Purpose::Migrate).await?;
+    to_diesel(opened.client, opened.connection).await
 }
 
 /// Opens a connection outside of a pool that is not diesel's, to read; a standby will do.
 pub(super) async fn open_client(config: &DatabaseConfig) -> Result<Client, ConnectionFailure> {
     let encryption = Encryption::new(config.url.tls());
-    let (client, connection) = encryption.connect(&client_config(config)).await?;
+    let opened = open(&encryption, &client_config(config), Purpose::Verify).await?;
     // It ends with its client; its error is that of the statement under way.
-    tokio::spawn(connection);
-    Ok(client)
+    tokio::spawn(opened.connection);
+    Ok(opened.client)
 }

@@ -1,4 +1,4 @@
-//! SQL written as SQL, prepared once per connection, and sure of itself.
+//! SQL written as SQL: statements that are prepared once per connection, and fail unless PostgreSQL runs the right one.
 //!
 //! diesel prepares `sql_query`, `UPDATE` and batch `INSERT` anew each time, one more round trip. A query type of our own
 //! with a static `QueryId` is prepared once per connection and then only executed.

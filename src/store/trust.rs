@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::Instant;
 
-/// The moment since when a server must have answered; none until the first doubt. Clones share it.
+/// Connections whose last answer is older than this are closed; none until the first doubt. Clones share it.
 #[derive(Clone, Default)]
 pub(super) struct Trust(Arc<Mutex<Option<Instant>>>);
 
 impl Trust {
-    /// Trusts no connection any more that has not answered since.
+    /// Distrusts connections whose last answer is older than `since`.
     pub(super) fn withdraw(&self, since: Instant) {
         let mut doubted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *doubted = doubted.max(Some(since));

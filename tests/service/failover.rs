@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use balance::dev::{PostgresOptions, PrivatePostgres, StopMode};
 use futures_util::future::join_all;
+use tokio::net::TcpListener;
 use tokio::process::Command;
 use tokio::time::{Instant, timeout};
 
 use crate::support::approver::TestApprover;
 use crate::support::certificates::Authority;
 use crate::support::client::{Answer, ServiceClient, answer, change};
-use crate::support::postgres::{Database, Role, fresh_database, until};
+use crate::support::postgres::{Database, Role, WAITING, fresh_database, until};
 use crate::support::proxy::Proxy;
 use crate::support::replica::{Replica, ReplicaOptions, Scratch};
 use crate::support::secure_postgres::SecurePostgres;
@@ -116,40 +117,77 @@ async fn no_read_is_answered_by_a_standby_and_none_goes_behind_an_answered_chang
 }
 
 #[tokio::test]
-async fn a_server_that_becomes_read_only_loses_its_open_connections_to_a_read_too() {
-    let (database, approver) = (fresh_database().await, TestApprover::start().await);
-    let replica = Replica::start(&database, &approver).await;
+async fn an_open_connection_whose_server_becomes_read_only_answers_no_read_and_is_opened_anew() {
+    let scratch = Scratch::elsewhere();
+    let mut server = PrivatePostgres::start(&PostgresOptions::new(scratch.0.join("server")))
+        .await
+        .unwrap();
+    let (database, approver) = (
+        Database::migrated(&server, "balance").await,
+        TestApprover::start().await,
+    );
+    let replica = ReplicaOptions::new(&database.url, &approver.url()).start().await;
     let client = ServiceClient::new(&replica.url);
     client.change(&change("alice", 100, NOON)).await.expect(200);
     let sql = database.client().await;
-    let set = |value: &str| {
-        format!(
-            "ALTER ROLE {} IN DATABASE {} SET default_transaction_read_only = {value}",
-            Role::Service.name(),
-            database.name
-        )
-    };
-    sql.batch_execute(&set("on")).await.unwrap();
-    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-               WHERE datname = current_database() AND usename = 'balance_service'";
-    sql.execute(end, &[]).await.unwrap();
-    client
-        .balance("alice", None)
-        .await
-        .expect_problem(503, "database_unavailable");
-    client.until_ready_is(503).await;
-    sql.batch_execute(&set("off")).await.unwrap();
-    client.until_ready_is(200).await;
-    client.balance("alice", None).await.expect(200);
+    for (value, is_ready) in [("on", false), ("off", true)] {
+        // Sessions that are open take it over, as those of a demoted server would.
+        let set = format!("ALTER SYSTEM SET default_transaction_read_only = {value}");
+        sql.batch_execute(&set).await.unwrap();
+        sql.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+        client.until_ready_is(if is_ready { 200 } else { 503 }).await;
+        for path in ["/alice/balance", "/alice/available", "/alice/history"] {
+            match is_ready {
+                true => drop(answer(client.get(path)).await.expect(200)),
+                false => drop(
+                    answer(client.get(path))
+                        .await
+                        .expect_problem(503, "database_unavailable"),
+                ),
+            }
+        }
+    }
     replica.stop().await;
+    server.stop(StopMode::Immediate).await.unwrap();
+}
+
+#[tokio::test]
+async fn of_several_hosts_one_that_accepts_connections_and_stays_silent_holds_up_no_other() {
+    let (database, approver) = (fresh_database().await, TestApprover::start().await);
+    let proxy = Proxy::start(&database).await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = silent.local_addr().unwrap();
+    let both = proxy.url.replace('@', &format!("@{address},"));
+    let replica = ReplicaOptions::new(&both, &approver.url()).start().await;
+    let client = ServiceClient::new(&replica.url);
+    client.until_ready_is(200).await;
+    client.change(&change("alice", 1, NOON)).await.expect(200);
+    replica.stop().await;
+
+    // Alone it is told as what it is, and a migration does not wait for it.
+    let url = format!("postgres://balance@{address}/balance");
+    let (detail, told) = refused_connection(&url).await;
+    assert!(detail.contains("cannot be reached"), "{detail}");
+    assert_eq!(told.len(), 1, "{told:#?}");
+    let mut migrate = Command::new(env!("CARGO_BIN_EXE_balance"));
+    let migrate = migrate.arg("migrate").env("DATABASE_URL", &url).kill_on_drop(true);
+    let migrated = timeout(PATIENCE, migrate.output())
+        .await
+        .expect("it does not wait")
+        .unwrap();
+    assert!(!migrated.status.success(), "{migrated:?}");
 }
 
 /// A replica whose connections all lead through a proxy, and are open.
-async fn with_open_connections(database: &Database, approver: &TestApprover) -> (Proxy, Replica, ServiceClient) {
+async fn with_open_connections(
+    database: &Database,
+    approver: &TestApprover,
+    operation_timeout_ms: &str,
+) -> (Proxy, Replica, ServiceClient) {
     let proxy = Proxy::start(database).await;
     let options = ReplicaOptions::new(&proxy.url, &approver.url())
         .set("DATABASE_CONNECTIONS", CONNECTIONS.to_string())
-        .set("OPERATION_TIMEOUT_MS", "2000");
+        .set("OPERATION_TIMEOUT_MS", operation_timeout_ms);
     let replica = options.start().await;
     let client = ServiceClient::new(&replica.url);
     let sql = database.client().await;
@@ -171,7 +209,7 @@ async fn with_open_connections(database: &Database, approver: &TestApprover) -> 
 #[tokio::test]
 async fn connections_that_the_network_swallows_cost_one_deadline_whatever_their_number() {
     let (database, approver) = (fresh_database().await, TestApprover::start().await);
-    let (proxy, replica, client) = with_open_connections(&database, &approver).await;
+    let (proxy, replica, client) = with_open_connections(&database, &approver, "2000").await;
     proxy.swallow_open_connections();
     client
         .balance("alice", None)
@@ -187,9 +225,37 @@ async fn connections_that_the_network_swallows_cost_one_deadline_whatever_their_
 }
 
 #[tokio::test]
+async fn a_connection_that_answered_while_another_waited_is_not_trusted_when_that_one_dies_of_silence() {
+    let (database, approver) = (fresh_database().await, TestApprover::start().await);
+    let (proxy, replica, client) = with_open_connections(&database, &approver, "6000").await;
+    let sql = database.client().await;
+    let lock = "BEGIN; LOCK TABLE changes_history IN ACCESS EXCLUSIVE MODE";
+    sql.batch_execute(lock).await.unwrap();
+    let history = {
+        let client = client.clone();
+        tokio::spawn(async move { answer(client.get("/alice/history")).await })
+    };
+    until(&database.client().await, WAITING, 1).await;
+    // These need the table `balance` alone.
+    let reads = (0..64).map(|user| {
+        let body = change(&format!("user-{user}"), 1, NOON);
+        let tried = client.post("/changeBalance?dryRun=true").json(&body).send();
+        async move { assert_eq!(tried.await.unwrap().status(), 200) }
+    });
+    join_all(reads).await;
+    proxy.swallow_open_connections();
+    sql.batch_execute("ROLLBACK").await.unwrap();
+    history.await.unwrap().expect_problem(503, "database_unavailable");
+    for _ in 0..CONNECTIONS {
+        client.balance("alice", None).await.expect(200);
+    }
+    replica.stop().await;
+}
+
+#[tokio::test]
 async fn a_probe_alone_finds_out_that_connections_are_swallowed() {
     let (database, approver) = (fresh_database().await, TestApprover::start().await);
-    let (proxy, replica, client) = with_open_connections(&database, &approver).await;
+    let (proxy, replica, client) = with_open_connections(&database, &approver, "2000").await;
     proxy.swallow_open_connections();
     let began = Instant::now();
     let mut refusals = 0;
@@ -216,10 +282,7 @@ async fn refused_connection(url: &str) -> (String, Vec<String>) {
         tokio::time::sleep(Duration::from_millis(260)).await;
     }
     let told = replica.output();
-    let told = told
-        .into_iter()
-        .filter(|line| line.starts_with("WARN balance::store"))
-        .collect();
+    let told = told.into_iter().filter(|line| line.starts_with("WARN")).collect();
     replica.stop().await;
     (detail, told)
 }

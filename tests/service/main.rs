@@ -28,6 +28,7 @@ mod metrics;
 mod mixed;
 mod overload;
 mod poolers;
+mod proofs;
 mod race;
 mod reads;
 mod recovery;

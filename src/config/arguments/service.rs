@@ -8,7 +8,7 @@ use super::{ADDRESS_ALLOWED, approval_threshold, given_path, milliseconds, numbe
 use crate::config::{ConfigError, HostNames, HttpConfig, LedgerConfig, OperationsLogConfig, ServiceConfig, SyncPolicy};
 
 /// For heads beyond 4 KiB, bodies and answers; `http::Memory` has the sum.
-const MEMORY_BYTES: usize = 32 * 1024 * 1024;
+const MEMORY_BYTES: usize = 28 * 1024 * 1024;
 /// Each is turned away within half a second.
 const TURNED_AWAY: NonZeroUsize = NonZeroUsize::MIN.saturating_add(255);
 
