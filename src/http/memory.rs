@@ -4,13 +4,13 @@
 //!
 //! | what | how many | each | MiB |
 //! |---|---|---|---|
-//! | connections: hyper's buffers of 8 KiB for reading and 8 KiB for heads, futures, one small answer | 2,000 | 22 KiB | 43 |
+//! | connections with a request under way: hyper's two buffers of 16 KiB, the table of headers, futures, a small answer | 1,500 | 45 KiB | 66 |
 //! | operations under way, which go on when their client hangs up, without what the budget counts | 4,096 | 13 KiB | 52 |
-//! | calls to the Approver | 1,024 | 50 KiB | 50 |
+//! | calls to the Approver | 512 | 50 KiB | 25 |
 //! | the budget: large heads, bodies, and answers | | | 28 |
 //! | the budget of metrics and other answers to operators | | | 4 |
 //! | batches being committed, and the page that a worker thread is writing | 3 | 4 MiB | 12 |
-//! | together | | | 189 |
+//! | together | | | 187 |
 //!
 //! The shares of connections, operations and calls were measured. TLS adds at most 60 KiB a connection: its session, a record that
 //! is coming in, one that was decrypted, and one that waits to be sent.

@@ -28,6 +28,7 @@ const READ_BYTES: u64 = 4 * 1024;
 pub struct Progress {
     /// How many bytes came since the last answer.
     head: AtomicUsize,
+    has_begun: AtomicBool,
     is_under_way: AtomicBool,
     /// Whether the client may go on sending after the last answer.
     is_cut_short: AtomicBool,
@@ -36,6 +37,7 @@ pub struct Progress {
 impl Progress {
     /// A head is complete.
     pub fn head_arrived(&self) {
+        self.has_begun.store(true, Ordering::Relaxed);
         self.is_under_way.store(true, Ordering::Relaxed);
     }
 
@@ -44,6 +46,11 @@ impl Progress {
         self.head.store(0, Ordering::Relaxed);
         self.is_under_way.store(false, Ordering::Relaxed);
         self.is_cut_short.store(is_last, Ordering::Relaxed);
+    }
+
+    /// Whether a whole head has ever come.
+    pub fn has_begun(&self) -> bool {
+        self.has_begun.load(Ordering::Relaxed)
     }
 
     /// Adds to the head, and tells how long it is.

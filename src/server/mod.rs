@@ -47,6 +47,10 @@ use turned_away::drain;
 
 /// The largest head of a request, in bytes; hyper answers 431 beyond it.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
+/// The most headers of a request; hyper answers 431 beyond them. Their table takes memory of its own.
+const MAX_HEADERS: usize = 48;
+/// How long a first head may take to arrive whole once the server stops.
+const LAST_HEAD_TIME: Duration = Duration::from_secs(1);
 /// How everything begins that is TLS: a record of the handshake.
 const HANDSHAKE: u8 = 22;
 
@@ -78,6 +82,7 @@ pub async fn serve<S: UseCases>(
     http.timer(TokioTimer::new())
         .header_read_timeout(times.idle)
         .max_buf_size(MAX_HEAD_BYTES)
+        .max_headers(MAX_HEADERS)
         // A client may say that it sends no more and wait for its answer.
         .half_close(true);
     let server = Arc::new(Server {
@@ -159,7 +164,12 @@ impl<E: Endpoint<Output = Response> + 'static> Server<E> {
             ended = http.as_mut() => ended,
             () = self.stopping.cancelled() => {
                 http.as_mut().graceful_shutdown();
-                http.await
+                // hyper waits for a first head as for a request under way.
+                match timeout(LAST_HEAD_TIME, http.as_mut()).await {
+                    Ok(ended) => ended,
+                    Err(_) if progress.has_begun() => http.await,
+                    Err(_) => return,
+                }
             }
         };
         if let Err(error) = ended {

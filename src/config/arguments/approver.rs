@@ -30,7 +30,7 @@ pub struct ApproverArguments {
     pub approver_timeout_ms: String,
 
     /// Most calls to the Approver in flight at once
-    #[arg(long, env = "APPROVER_CALLS", value_name = "COUNT", default_value = "1024")]
+    #[arg(long, env = "APPROVER_CALLS", value_name = "COUNT", default_value = "512")]
     pub approver_calls: String,
 }
 

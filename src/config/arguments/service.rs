@@ -116,7 +116,7 @@ pub struct ServiceArguments {
         env = "CONNECTIONS",
         help_heading = "Limits",
         value_name = "COUNT",
-        default_value = "2000"
+        default_value = "1500"
     )]
     pub connections: String,
 

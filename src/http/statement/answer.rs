@@ -49,12 +49,19 @@ pub enum HistoryForm {
     /// A page of it for programs.
     Json(Success<History>),
     /// Rows for spreadsheets, sent as they are read.
-    Csv {
-        /// Whose.
+    Table {
+        /// The user.
         user_id: UserId,
         /// The rows.
         rows: BoxStream<'static, Result<Vec<HistoryEntry>, Unavailable>>,
-        /// The query of the next part, after `?`, where only a part was asked for.
+    },
+    /// A page of the table, whole.
+    TablePage {
+        /// The user.
+        user_id: UserId,
+        /// Header and rows.
+        text: Vec<u8>,
+        /// The query of the next page, after `?`.
         next: Option<String>,
     },
     /// A page of it for people.
@@ -85,11 +92,15 @@ impl HistoryForm {
             HistoryForm::Json(history) => Response::builder()
                 .header(CONTENT_TYPE, Json::<History>::CONTENT_TYPE)
                 .body(reserved.with(history.0.to_json_string().into_bytes())),
-            HistoryForm::Csv { user_id, rows, next } => {
+            HistoryForm::Table { user_id, rows } => Response::builder()
+                .header(CONTENT_TYPE, Form::Csv.media_type())
+                .header(CONTENT_DISPOSITION, disposition(user_id.as_str()))
+                .body(Body::from_bytes_stream(table(rows, reserved))),
+            HistoryForm::TablePage { user_id, text, next } => {
                 let mut response = Response::builder()
                     .header(CONTENT_TYPE, Form::Csv.media_type())
                     .header(CONTENT_DISPOSITION, disposition(user_id.as_str()))
-                    .body(Body::from_bytes_stream(table(rows, reserved)));
+                    .body(reserved.with(text));
                 if let Some(next) = next {
                     let next = HeaderValue::try_from(format!("<?{next}>; rel=\"next\""));
                     response

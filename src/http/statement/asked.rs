@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use futures_util::stream::{self, StreamExt};
 use url::form_urlencoded::Serializer;
 
 use super::answer::{HistoryAnswer, HistoryForm};
 use super::fitting::{MAX_PAGE_BYTES, cut};
 use super::page::StatementPage;
+use super::table::{HEADER, rows};
 use crate::http::memory::Memory;
 use crate::http::negotiation::Form;
 use crate::http::parameters::Cursor;
@@ -54,10 +54,9 @@ impl Asked {
             };
             let rows = service.stream_history(self.request).await?;
             let version = rows.version;
-            let form = HistoryForm::Csv {
+            let form = HistoryForm::Table {
                 user_id,
                 rows: rows.pages,
-                next: None,
             };
             return Ok(HistoryAnswer {
                 form,
@@ -80,9 +79,10 @@ impl Asked {
                 known_at: self.request.known_at.map(DateTime::from),
                 next_cursor,
             })),
-            Form::Csv => HistoryForm::Csv {
+            // With its length, so that a client of HTTP/1.0 too sees where it was cut off.
+            Form::Csv => HistoryForm::TablePage {
                 user_id,
-                rows: stream::iter([Ok(page.entries)]).boxed(),
+                text: [HEADER.as_bytes(), &rows(&page.entries)].concat(),
                 next,
             },
             Form::Html => HistoryForm::page(&StatementPage {

@@ -10,6 +10,8 @@ pub const MAX_PAGE_BYTES: usize = 1024 * 1024;
 const FRAME_BYTES: usize = 32 * 1024;
 /// An operation of JSON without its context.
 const JSON_BYTES: usize = 384;
+/// A row of a table without its context.
+const CSV_BYTES: usize = 256;
 /// A row of a page, and its part of the curve, without its context.
 const HTML_BYTES: usize = 768;
 
@@ -18,8 +20,7 @@ pub fn cut(page: &mut HistoryPage, form: Form) {
     let size = match form {
         Form::Json => json,
         Form::Html => html,
-        // Sent in parts.
-        Form::Csv => return,
+        Form::Csv => csv,
     };
     let mut bytes = FRAME_BYTES;
     let fitting = page.entries.iter().take_while(|entry| {
@@ -48,6 +49,15 @@ fn html(entry: &HistoryEntry) -> usize {
         _ => 1,
     });
     HTML_BYTES + escaped.sum::<usize>()
+}
+
+fn csv(entry: &HistoryEntry) -> usize {
+    // A quote is doubled, and a mark stands before each character that could begin a formula, in full width too.
+    let escaped = entry.context.bytes().map(|byte| match byte {
+        b'"' | b'=' | b'+' | b'-' | b'@' | b'\'' | 0xef => 2,
+        _ => 1,
+    });
+    CSV_BYTES + escaped.sum::<usize>()
 }
 
 #[cfg(test)]
