@@ -512,6 +512,7 @@ fn every_code_of_the_contract_is_an_outcome_or_never_logged() {
         "payload_too_large",
         "unsupported_media_type",
         "method_not_allowed",
+        "misdirected_request",
         "not_found",
         "not_ready",
         "request_timeout",
