@@ -15,7 +15,8 @@ use crate::config::DatabaseConfig;
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
 
 /// Settings and lock end with the transaction, so that neither stays on a pooler's connection.
-const SETTINGS: &str = "SET LOCAL statement_timeout = '300s'; SET LOCAL lock_timeout = '300s'; \
+/// READ COMMITTED, so that the migrations of another process are seen when its lock is gone.
+const SETTINGS: &str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = '300s'; SET LOCAL lock_timeout = '300s'; \
      SET LOCAL idle_in_transaction_session_timeout = '300s'; SET LOCAL client_min_messages = warning";
 /// The number is the word "balance" in ASCII.
 const TRY_LOCK: &str = "pg_try_advisory_xact_lock(x'62616c616e6365'::bigint)";
