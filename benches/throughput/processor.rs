@@ -37,7 +37,7 @@ pub struct Meter {
     began: Option<Ticks>,
 }
 
-/// What was used until a moment.
+/// Processor time used until a moment.
 #[derive(Clone, Copy)]
 struct Ticks {
     servers: u64,
@@ -57,7 +57,7 @@ impl Meter {
         meter
     }
 
-    /// What each of the requests since the start took; `None` where the operating system does not tell.
+    /// Processor time of each request since the start; `None` where the operating system does not tell.
     pub fn per_request(&self, requests: u64) -> Option<Processor> {
         let (began, now) = (self.began?, self.ticks()?);
         let per_request =

@@ -70,7 +70,7 @@ impl UserChanges {
         }
     }
 
-    /// Answers those for whom a reading has failed. What is in doubt stays so until the database answers; and where it may
+    /// Answers those for whom a reading has failed. A change in doubt stays so until the database answers; and where it may
     /// have failed because of others, those with time left are tried again.
     fn give_up(&mut self, reason: Unavailable, may_succeed_later: bool, answers: &mut Answers) {
         let now = Instant::now();

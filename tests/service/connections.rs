@@ -1,4 +1,4 @@
-//! What the connection adds to a request and an answer: nothing that is sent or stored becomes anything but the body that
+//! Connections of clients: nothing that is sent or stored becomes anything but the body that
 //! it belongs to, memory is bounded, and an answer arrives whatever else the client sends.
 
 use std::fmt::Write;
@@ -16,7 +16,7 @@ use crate::support::raw::{self, RawAnswer};
 use crate::support::world::World;
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What clients may add to a replica's memory at the default settings, in MiB.
+/// The most that clients may add to a replica's memory at the default settings, in MiB.
 const MOST_MIB: u64 = 192;
 
 /// Stores operations with these contexts, a thousand of each in turn.
@@ -285,7 +285,7 @@ async fn slow_readers_of_large_answers_take_bounded_memory_and_others_are_served
             let opened = (0..20).map(|_| ask(&world.replica.url, &request));
             readers.extend(futures_util::future::join_all(opened).await);
         }
-        // What is refused has waited for memory for a second.
+        // A refused page has waited for memory.
         sleep(Duration::from_secs(2)).await;
         world.client.balance("alice", None).await.expect(200);
         let with_them = world.replica.memory();

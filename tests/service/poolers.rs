@@ -157,7 +157,7 @@ async fn migrate_and_replicas_leave_no_lock_and_no_setting_on_a_poolers_connecti
     let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' \
                  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
     assert_eq!(sql.query_one(locks, &[]).await.unwrap().get::<_, i64>(0), 0);
-    // What a session has set, beside what PgBouncer sets anew for each of its clients.
+    // The settings of the session, beside those that PgBouncer sets anew for each of its clients.
     let set = "SELECT string_agg(name || '=' || setting, ', ') FROM pg_settings \
                WHERE source = 'session' AND name NOT IN ('TimeZone', 'client_encoding', 'application_name')";
     for role in [Role::Owner, Role::Service] {
