@@ -157,9 +157,10 @@ async fn migrate_and_replicas_leave_no_lock_and_no_setting_on_a_poolers_connecti
     let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' \
                  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
     assert_eq!(sql.query_one(locks, &[]).await.unwrap().get::<_, i64>(0), 0);
-    // The settings of the session, beside those that PgBouncer sets anew for each of its clients.
-    let set = "SELECT string_agg(name || '=' || setting, ', ') FROM pg_settings \
-               WHERE source = 'session' AND name NOT IN ('TimeZone', 'client_encoding', 'application_name')";
+    // The settings of the session, without those that PgBouncer sets anew for each of its clients, and without the
+    // isolation level that a migration's transaction began with: PostgreSQL sets it anew for each transaction.
+    let set = "SELECT string_agg(name || '=' || setting, ', ') FROM pg_settings WHERE source = 'session' \
+               AND name NOT IN ('TimeZone', 'client_encoding', 'application_name', 'transaction_isolation')";
     for role in [Role::Owner, Role::Service] {
         let (client, connection) = tokio_postgres::connect(&pooler.url_as(role), tokio_postgres::NoTls)
             .await
