@@ -13,7 +13,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 fn main() -> ExitCode {
     let cli = match Cli::from_environment() {
         Ok(cli) => cli,
-        Err(error) => return fail(&error, ExitCode::FAILURE),
+        Err(error) => return fail(&error, error.exit_code()),
     };
     if let Err(error) = cli.log_format().and_then(balance::telemetry::install) {
         return fail(&error, ExitCode::FAILURE);
@@ -28,6 +28,7 @@ fn main() -> ExitCode {
     runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     match ended {
         Ok(code) => code,
+        Err(error) if error.is_broken_pipe() => error.exit_code(),
         Err(error) => fail(&error, error.exit_code()),
     }
 }

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{
@@ -149,9 +149,26 @@ pub enum CommandError {
     /// Signals cannot be listened for.
     #[error("signals cannot be handled: {0}")]
     Signals(#[source] std::io::Error),
+    /// Something that was to be printed is lost.
+    #[error(transparent)]
+    Output(#[from] OutputError),
 }
 
+/// Standard output or standard error takes nothing: a full disk, or a reader that has gone.
+#[derive(Debug, thiserror::Error)]
+#[error("the output cannot be written: {0}")]
+pub struct OutputError(#[from] std::io::Error);
+
 impl CommandError {
+    /// Whether the reader of the output has gone, as `head` does: no news to whoever sent it there.
+    pub fn is_broken_pipe(&self) -> bool {
+        matches!(
+            self,
+            Self::Output(OutputError(error)) | Self::Verify(verify::Unverified::Output(OutputError(error)))
+                if error.kind() == std::io::ErrorKind::BrokenPipe
+        )
+    }
+
     /// What the process ends with.
     pub fn exit_code(&self) -> ExitCode {
         match self {
@@ -167,21 +184,32 @@ impl CommandError {
             | CommandError::NoSuchCommand { .. }
             | CommandError::Man(_)
             | CommandError::WriteMan { .. }
-            | CommandError::Signals(_) => ExitCode::FAILURE,
+            | CommandError::Signals(_)
+            | CommandError::Output(_) => ExitCode::FAILURE,
         }
     }
 }
 
 impl Cli {
-    /// Reads flags and variables; prints help, or what is wrong with the flags, and ends the process if that is all.
+    /// Reads flags and variables; an empty variable counts as not set. Prints help, or what is wrong with the flags, and
+    /// ends the process if that is all.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] for a variable that is not UTF-8.
-    pub fn from_environment() -> Result<Self, ConfigError> {
-        Self::try_parse().or_else(|error| match error.kind() {
-            ErrorKind::InvalidUtf8 => Err(not_utf8()),
-            _ => error.exit(),
+    /// [`CommandError::Config`] for a variable that is not UTF-8, [`CommandError::Output`] for help that cannot be printed.
+    pub fn from_environment() -> Result<Self, CommandError> {
+        let parsed = without_empty_variables(Self::command())
+            .try_get_matches()
+            .and_then(|matches| Self::from_arg_matches(&matches));
+        parsed.or_else(|error| {
+            let error = match error.kind() {
+                ErrorKind::InvalidUtf8 => return Err(not_utf8().into()),
+                // The help names the empty variables too.
+                ErrorKind::DisplayHelp => Self::try_parse().err().unwrap_or(error),
+                _ => error,
+            };
+            error.print().map_err(OutputError)?;
+            std::process::exit(error.exit_code())
         })
     }
 
@@ -205,16 +233,10 @@ impl Cli {
             Command::Dev(arguments) => dev::run(arguments).await,
             Command::Serve(arguments) => serve(&arguments).await,
             Command::Migrate(arguments) => migrate_now(&arguments).await,
-            Command::Openapi => {
-                say(crate::http::document().trim_end());
-                Ok(())
-            }
+            Command::Openapi => Ok(say(crate::http::document().trim_end())?),
             Command::Token(arguments) => token::run(&arguments),
             Command::StandInApprover(arguments) => stand_in(&arguments).await,
-            Command::Completions(arguments) => {
-                shell::completions(&arguments);
-                Ok(())
-            }
+            Command::Completions(arguments) => Ok(shell::completions(&arguments)?),
             Command::Man(arguments) => shell::man(&arguments),
         }?;
         Ok(ExitCode::SUCCESS)
@@ -258,10 +280,10 @@ async fn serve(arguments: &ServeArguments) -> Result<(), CommandError> {
 async fn migrate_now(arguments: &DatabaseArguments) -> Result<(), CommandError> {
     let applied = migrate(&arguments.database("balance migrate".to_owned())?).await?;
     if applied.is_empty() {
-        say("The schema is up to date.");
+        say("The schema is up to date.")?;
     }
     for version in applied {
-        say(format_args!("Applied migration {version}."));
+        say(format_args!("Applied migration {version}."))?;
     }
     Ok(())
 }
@@ -292,15 +314,26 @@ fn not_utf8() -> ConfigError {
     }
 }
 
-/// Prints a line; its styles reach terminals only. A reader that has gone, as `head` does, is no reason to stop.
-fn say(line: impl Display) {
-    let _ = writeln!(anstream::stdout(), "{line}");
+/// The command with the variables that have a value.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |variable: &std::ffi::OsStr| std::env::var_os(variable).is_some_and(|value| value.is_empty());
+    let unset = move |argument: Arg| match argument.get_env() {
+        Some(variable) if is_empty(variable) => argument.env(None::<&str>),
+        _ => argument,
+    };
+    command.mut_args(unset).mut_subcommands(without_empty_variables)
+}
+
+/// Prints a line; its styles reach terminals only.
+fn say(line: impl Display) -> Result<(), OutputError> {
+    Ok(writeln!(anstream::stdout(), "{line}")?)
 }
 
 /// Prints this as it is.
-fn print(text: &[u8]) {
+fn print(text: &[u8]) -> Result<(), OutputError> {
     let mut output = std::io::stdout();
-    let _ = output.write_all(text).and_then(|()| output.flush());
+    output.write_all(text)?;
+    Ok(output.flush()?)
 }
 
 /// SIGTERM, Ctrl-C, or the end of the terminal, listened for from the moment this is made.

@@ -9,7 +9,7 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 
-use super::{Cli, CommandError, print, say};
+use super::{Cli, CommandError, OutputError, print, say};
 use crate::version::{DATE, VERSION};
 
 #[derive(Args)]
@@ -30,21 +30,24 @@ pub(super) struct ManArguments {
     directory: Option<PathBuf>,
 }
 
-pub(super) fn completions(arguments: &CompletionsArguments) {
+pub(super) fn completions(arguments: &CompletionsArguments) -> Result<(), OutputError> {
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut Cli::command(), "balance", &mut script);
-    print(&script);
+    print(&script)
 }
 
 pub(super) fn man(arguments: &ManArguments) -> Result<(), CommandError> {
     let mut balance = Cli::command().disable_help_subcommand(true);
     balance.build();
     if let Some(directory) = &arguments.directory {
-        let written = write_all(&balance, directory);
-        return written.map_err(|source| CommandError::WriteMan {
+        let written = write_all(&balance, directory).map_err(|source| CommandError::WriteMan {
             directory: directory.clone(),
             source,
         });
+        for path in written? {
+            say(path.display())?;
+        }
+        return Ok(());
     }
     let command = match &arguments.command {
         None => &balance,
@@ -59,20 +62,20 @@ pub(super) fn man(arguments: &ManArguments) -> Result<(), CommandError> {
                     .join(", "),
             })?,
     };
-    print(&page(command).map_err(CommandError::Man)?.1);
-    Ok(())
+    Ok(print(&page(command).map_err(CommandError::Man)?.1)?)
 }
 
-/// Writes the page of the program and that of each command, and says where.
-fn write_all(balance: &Command, directory: &Path) -> io::Result<()> {
+/// Writes the page of the program and that of each command; returns where they are.
+fn write_all(balance: &Command, directory: &Path) -> io::Result<Vec<PathBuf>> {
     std::fs::create_dir_all(directory)?;
-    for command in std::iter::once(balance).chain(balance.get_subcommands()) {
+    let commands = std::iter::once(balance).chain(balance.get_subcommands());
+    let write = |command| {
         let (name, text) = page(command)?;
         let path = directory.join(name);
         std::fs::write(&path, text)?;
-        say(path.display());
-    }
-    Ok(())
+        Ok(path)
+    };
+    commands.map(write).collect()
 }
 
 /// The page of a command, and the name of its file.

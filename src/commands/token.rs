@@ -4,7 +4,7 @@ use std::io::Write;
 
 use clap::Args;
 
-use super::{CommandError, say};
+use super::{CommandError, OutputError, say};
 use crate::domain::{CallerName, InvalidCallerName};
 use crate::tls::provider;
 use crate::tokens::{Scopes, digest_in_hex, in_hex};
@@ -43,8 +43,8 @@ pub(super) fn run(arguments: &TokenArguments) -> Result<(), CommandError> {
         .map_err(|_| CommandError::NoRandomness)?;
     let token = in_hex(&random);
     let digest = digest_in_hex(token.as_bytes());
-    // Whoever cannot read standard error makes another one.
-    let _ = writeln!(std::io::stderr(), "The token, which is kept nowhere: {token}");
-    say(format_args!("{}  {digest}  {}", arguments.name, arguments.scopes));
+    // A token is of use only with its line, so the line goes first.
+    say(format_args!("{}  {digest}  {}", arguments.name, arguments.scopes))?;
+    writeln!(std::io::stderr(), "The token, which is kept nowhere: {token}").map_err(OutputError)?;
     Ok(())
 }

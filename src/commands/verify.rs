@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use super::progress::ProgressLine;
-use super::{CommandError, Shutdown, say};
+use super::{CommandError, OutputError, Shutdown, say};
 use crate::config::{ConfigError, VerifyArguments};
 use crate::verify::{Bounds, Finding, HELD_OPERATIONS, Observer, Progress, Stage, Summary, VerifyError, verify};
 
@@ -25,6 +25,9 @@ pub enum Unverified {
     /// Ctrl-C cannot be listened for.
     #[error("{0}")]
     Signals(String),
+    /// A finding or the summary is lost.
+    #[error(transparent)]
+    Output(#[from] OutputError),
 }
 
 /// Checks, and says what the process ends with.
@@ -44,14 +47,15 @@ pub(super) async fn run(arguments: &VerifyArguments) -> Result<ExitCode, Unverif
     };
     display.line.clear();
     let summary = ended?;
+    display.told?;
     if summary.findings > summary.told {
-        say(format_args!("and {} more", summary.findings - summary.told));
+        say(format_args!("and {} more", summary.findings - summary.told))?;
     }
     say(format_args!(
         "{}{}",
         in_words(&summary, began.elapsed()),
         notes(&summary)
-    ));
+    ))?;
     Ok(match summary.findings {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
@@ -107,6 +111,8 @@ struct Display {
     line: ProgressLine<Stderr>,
     stage: Option<Stage>,
     stage_began: Instant,
+    /// Whether all findings so far were printed.
+    told: Result<(), OutputError>,
 }
 
 impl Display {
@@ -115,6 +121,7 @@ impl Display {
             line: ProgressLine::new(std::io::stderr(), Duration::from_millis(200), Duration::from_secs(5)),
             stage: None,
             stage_began: Instant::now(),
+            told: Ok(()),
         }
     }
 }
@@ -122,7 +129,9 @@ impl Display {
 impl Observer for Display {
     fn finding(&mut self, finding: &Finding) {
         self.line.clear();
-        say(finding);
+        if self.told.is_ok() {
+            self.told = say(finding);
+        }
     }
 
     fn progress(&mut self, progress: Progress) {

@@ -11,6 +11,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::process::{Command, Output, Stdio};
 
+use balance::commands::Cli;
+use clap::CommandFactory;
 use serde_json::Value;
 
 use support::postgres::{Role, fresh_database};
@@ -57,7 +59,7 @@ fn a_wrong_value_stops_serve_with_one_line_that_names_variable_value_and_what_is
     for (variable, values, allowed) in [
         (
             "LISTEN",
-            vec!["localhost", "127.0.0.1", "127.0.0.1:99999", ""],
+            vec!["localhost", "127.0.0.1", "127.0.0.1:99999"],
             "127.0.0.1:8080",
         ),
         (
@@ -65,11 +67,11 @@ fn a_wrong_value_stops_serve_with_one_line_that_names_variable_value_and_what_is
             vec!["sometimes", "Always"],
             "always, everysec or never",
         ),
-        ("OPERATIONS_LOG", vec![directory, "/nowhere/operations.log", ""], ""),
-        ("INSTANCE", vec!["", "a\nb"], "1 to 128 characters"),
+        ("OPERATIONS_LOG", vec![directory, "/nowhere/operations.log"], ""),
+        ("INSTANCE", vec!["a\nb"], "1 to 128 characters"),
         (
             "APPROVAL_THRESHOLD",
-            vec!["-1", "1.5", "", "9223372036854775808"],
+            vec!["-1", "1.5", "9223372036854775808"],
             "9223372036854775807",
         ),
         ("DATABASE_CONNECTIONS", vec!["0", "1001", "many"], "from 1 to 1000"),
@@ -86,14 +88,14 @@ fn a_wrong_value_stops_serve_with_one_line_that_names_variable_value_and_what_is
         ("CLIENT_TIMEOUT_MS", vec!["0", "-1"], "3600000"),
         ("SHUTDOWN_DELAY_MS", vec!["-1", "soon"], "3600000"),
         ("SHUTDOWN_TIMEOUT_MS", vec!["-1", "soon"], "3600000"),
-        ("LOG_FORMAT", vec!["", "yaml", "JSON"], "auto, text or json"),
+        ("LOG_FORMAT", vec!["yaml", "JSON"], "auto, text or json"),
         ("RUST_LOG", vec!["balance=wrong", "!!!"], "info,poem=warn"),
         (
             "OTEL_TRACES_SAMPLER_ARG",
             vec!["-0.1", "1.5", "half", "NaN"],
             "from 0 to 1",
         ),
-        ("OTEL_SERVICE_NAME", vec!["", "a\nb"], "without control characters"),
+        ("OTEL_SERVICE_NAME", vec!["a\nb"], "without control characters"),
         (
             "OTEL_EXPORTER_OTLP_ENDPOINT",
             vec!["localhost:4318", "ftp://localhost"],
@@ -117,26 +119,73 @@ fn a_wrong_value_stops_serve_with_one_line_that_names_variable_value_and_what_is
 
 /// As Compose passes those that are not set.
 #[test]
-fn a_variable_without_a_value_is_not_set() {
-    let empty = [
-        "ADMIN_LISTEN",
-        "API_TOKENS_FILE",
-        "APPROVER_CA",
-        "OTEL_EXPORTER_OTLP_ENDPOINT",
-        "RUST_LOG",
-        "TLS_CERT",
-        "TLS_KEY",
-    ];
-    let empty = empty.map(|variable| (variable, ""));
-    let variables = [
-        &GOOD[..],
-        &empty,
-        &[("LISTEN", "127.0.0.1:0"), ("OPERATIONS_LOG", "/nowhere/log")],
-    ]
-    .concat();
-    // All of them are read before the log is opened.
-    let line = one_line(&run(&["serve"], &variables));
+fn an_empty_variable_is_not_set_whichever_it_is() {
+    let program = Cli::command();
+    let commands = std::iter::once(&program).chain(program.get_subcommands());
+    let arguments = commands.flat_map(clap::Command::get_arguments);
+    let variables = arguments.filter_map(|argument| argument.get_env()?.to_str());
+    let empty: Vec<_> = variables.chain(["RUST_LOG"]).map(|variable| (variable, "")).collect();
+    assert!(empty.contains(&("OTEL_TRACES_SAMPLER_ARG", "")), "{empty:?}");
+
+    // In all three the variables are read before what is wrong is found.
+    let line = one_line(&run(&["verify"], &empty));
+    assert!(line.starts_with("balance: DATABASE_URL: no value"), "{line}");
+    let serve = [&empty[..], &GOOD, &[("OPERATIONS_LOG", "/nowhere/log")]].concat();
+    let line = one_line(&run(&["serve"], &serve));
     assert!(line.starts_with("balance: OPERATIONS_LOG: "), "{line}");
+    let line = one_line(&run(&["dev", "--demo", "--api-tokens-file", "/nowhere/tokens"], &empty));
+    assert!(line.starts_with("balance: DEMO: "), "{line}");
+
+    let help = text(&run(&["serve", "--help"], &empty).stdout);
+    assert!(help.contains("[env: LISTEN=]"), "{help}");
+}
+
+#[test]
+fn a_command_whose_output_is_lost_ends_with_an_error_that_says_so() {
+    let full = || std::fs::File::create("/dev/full").unwrap();
+    for arguments in [
+        &["token", "payroll", "--scopes", "read"][..],
+        &["openapi"],
+        &["completions", "bash"],
+        &["man"],
+        &["man", "serve"],
+        &["--help"],
+        &["--version"],
+        &["help", "serve"],
+        &["dev"],
+    ] {
+        let mut command = Command::new(BALANCE);
+        let command = command.args(arguments).env_clear().stdin(Stdio::null()).stdout(full());
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
+        // A token without its line is of no use, and is not shown.
+        assert_eq!(
+            text(&output.stderr),
+            "balance: the output cannot be written: No space left on device (os error 28)\n",
+            "{arguments:?}"
+        );
+    }
+    let mut token = Command::new(BALANCE);
+    let token = token.args(["token", "payroll", "--scopes", "read"]).stderr(full());
+    assert_eq!(token.output().unwrap().status.code(), Some(1));
+}
+
+#[tokio::test]
+async fn a_migration_and_a_verdict_that_cannot_be_printed_are_errors() {
+    let database = fresh_database().await;
+    for (name, role, code) in [("migrate", Role::Owner, 1), ("verify", Role::Auditor, 2)] {
+        let mut command = Command::new(BALANCE);
+        command.arg(name).env("DATABASE_URL", database.url_as(role));
+        let output = command
+            .stdout(std::fs::File::create("/dev/full").unwrap())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(code), "{name}: {output:?}");
+        assert!(
+            text(&output.stderr).ends_with("No space left on device (os error 28)\n"),
+            "{name}: {output:?}"
+        );
+    }
 }
 
 #[test]
@@ -322,5 +371,5 @@ fn openapi_prints_the_document_and_a_reader_may_go_early() {
         .unwrap();
     drop(process.stdout.take());
     let output = process.wait_with_output().unwrap();
-    assert_eq!(text(&output.stderr), "");
+    assert_eq!((text(&output.stderr).as_str(), output.status.code()), ("", Some(1)));
 }

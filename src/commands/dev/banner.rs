@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anstyle::{AnsiColor, Style};
 
-use super::super::say;
+use super::super::{OutputError, say};
 use crate::dev::PrivatePostgres;
 use crate::replica::Addresses;
 
@@ -33,27 +33,27 @@ pub(super) fn psql(postgres: &PrivatePostgres, database: &str) -> String {
 }
 
 impl Banner {
-    pub(super) fn print(&self, addresses: Addresses) {
+    pub(super) fn print(&self, addresses: Addresses) -> Result<(), OutputError> {
         let url = format!("{}://{}", self.scheme, addresses.service);
         let admin = format!("{}://{}", self.scheme, addresses.admin.unwrap_or(addresses.service));
-        say("");
-        row("Service", ADDRESS, &url);
-        row("Swagger UI", ADDRESS, &format!("{admin}/docs"));
-        row("OpenAPI", ADDRESS, &format!("{admin}/openapi.json"));
-        row("Metrics", ADDRESS, &format!("{admin}/metrics"));
-        row("Approver", ADDRESS, &self.approver);
-        row("", FAINT, &self.approver_does);
-        row("Operations log", Style::new(), &self.log);
-        row("PostgreSQL", Style::new(), &self.psql);
-        row("Data", Style::new(), &self.data);
-        say("");
-        say("Try, in another terminal:");
-        say("");
+        say("")?;
+        row("Service", ADDRESS, &url)?;
+        row("Swagger UI", ADDRESS, &format!("{admin}/docs"))?;
+        row("OpenAPI", ADDRESS, &format!("{admin}/openapi.json"))?;
+        row("Metrics", ADDRESS, &format!("{admin}/metrics"))?;
+        row("Approver", ADDRESS, &self.approver)?;
+        row("", FAINT, &self.approver_does)?;
+        row("Operations log", Style::new(), &self.log)?;
+        row("PostgreSQL", Style::new(), &self.psql)?;
+        row("Data", Style::new(), &self.data)?;
+        say("")?;
+        say("Try, in another terminal:")?;
+        say("")?;
         for command in self.commands(&url) {
-            say(format_args!("  {COMMAND}{command}{COMMAND:#}"));
+            say(format_args!("  {COMMAND}{command}{COMMAND:#}"))?;
         }
-        say("");
-        say(format_args!("{LABEL}Ctrl-C{LABEL:#} stops all of it; the data stays."));
+        say("")?;
+        say(format_args!("{LABEL}Ctrl-C{LABEL:#} stops all of it; the data stays."))
     }
 
     fn commands(&self, url: &str) -> Vec<String> {
@@ -83,8 +83,8 @@ impl Banner {
     }
 }
 
-fn row(label: &str, style: Style, value: &str) {
-    say(format_args!("{LABEL}{label:<16}{LABEL:#}{style}{value}{style:#}"));
+fn row(label: &str, style: Style, value: &str) -> Result<(), OutputError> {
+    say(format_args!("{LABEL}{label:<16}{LABEL:#}{style}{value}{style:#}"))
 }
 
 /// One word for a shell.

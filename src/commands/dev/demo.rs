@@ -8,13 +8,13 @@ use super::super::say;
 use super::banner::{FAINT, LABEL};
 use crate::dev::{DemoEvent, DemoProgress};
 
-/// Takes what the demo tells, and shows it on standard output.
+/// Takes what the demo tells, and shows it on standard output; progress that cannot be shown is dropped.
 pub(super) fn display() -> impl FnMut(DemoEvent) + Send {
     let on_terminal = Duration::from_millis(500);
     let mut line: ProgressLine<Stdout> = ProgressLine::new(std::io::stdout(), on_terminal, Duration::from_secs(10));
     move |event| match event {
         DemoEvent::Began { balance } => {
-            say(format_args!(
+            let _ = say(format_args!(
                 "{LABEL}{:<16}{LABEL:#}30 days of history, a balance of {balance}; demo-1 to demo-20 at work",
                 "User demo"
             ));
@@ -27,7 +27,7 @@ pub(super) fn display() -> impl FnMut(DemoEvent) + Send {
         DemoEvent::Stopped(progress) => {
             line.clear();
             let [longest, ..] = in_words(&progress);
-            say(format_args!("{FAINT}{longest}{FAINT:#}"));
+            let _ = say(format_args!("{FAINT}{longest}{FAINT:#}"));
         }
         DemoEvent::Ended(reason) => {
             line.clear();

@@ -6,6 +6,8 @@ mod demo;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
 use super::{CommandError, DevelopmentArguments, Shutdown, say};
 use crate::config::{ApproverUrl, ConfigError, DatabaseUrl, HostNames, StandInOptions};
 use crate::dev::{Demo, PostgresOptions, PrivatePostgres, StandInApprover, StartStage, StopMode};
@@ -26,7 +28,7 @@ struct Wanted {
 pub(super) async fn run(mut arguments: DevelopmentArguments) -> Result<(), CommandError> {
     let shutdown = Shutdown::listen()?.with_terminal()?;
     if arguments.serve.database.database_url.is_some() {
-        say("DATABASE_URL is not used: dev has a PostgreSQL of its own.");
+        say("DATABASE_URL is not used: dev has a PostgreSQL of its own.")?;
     }
     // The private PostgreSQL stands in for DATABASE_URL, which may well be set for another project.
     let check = "postgres://balance@localhost/balance";
@@ -35,7 +37,6 @@ pub(super) async fn run(mut arguments: DevelopmentArguments) -> Result<(), Comma
         own_approver: arguments.serve.approver.approver_url.clone(),
         demo: arguments.dev.demo()?,
     };
-    let data_dir = arguments.dev.data_dir()?;
     if wanted.own_approver.is_none() {
         // The stand-in speaks http.
         arguments.serve.approver.approver_ca = None;
@@ -58,8 +59,8 @@ pub(super) async fn run(mut arguments: DevelopmentArguments) -> Result<(), Comma
     // By DNS rebinding a page of another site reaches it under a name of that site.
     config.http.hosts = HostNames::ThisMachine(host_name());
 
-    say(format_args!("{LABEL}balance{LABEL:#} {FAINT}{VERSION}{FAINT:#}"));
-    let mut options = PostgresOptions::new(&data_dir);
+    say(format_args!("{LABEL}balance{LABEL:#} {FAINT}{VERSION}{FAINT:#}"))?;
+    let mut options = PostgresOptions::new(&arguments.dev.data_dir);
     // Its only role is the superuser, who has none of the settings of env/roles.sql.
     options.settings = SESSION_SETTINGS
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
@@ -69,13 +70,12 @@ pub(super) async fn run(mut arguments: DevelopmentArguments) -> Result<(), Comma
     say(format_args!(
         "{GOOD}PostgreSQL is ready{GOOD:#} {FAINT}after {:.1} s{FAINT:#}",
         began.elapsed().as_secs_f64()
-    ));
+    ))?;
     let outcome = with_postgres(&mut config, wanted, &mut postgres, shutdown).await;
     let stopped = postgres.stop(StopMode::Fast).await;
     outcome?;
     stopped?;
-    say("Stopped.");
-    Ok(())
+    Ok(say("Stopped.")?)
 }
 
 /// This machine's name; empty if it has none.
@@ -84,7 +84,8 @@ fn host_name() -> String {
 }
 
 fn waiting_for(stage: StartStage) {
-    say(match stage {
+    // The line that follows tells whether lines can be printed.
+    let _ = say(match stage {
         StartStage::MakingData => {
             "Making the data of a private PostgreSQL (initdb), this once; it takes some seconds …"
         }
@@ -114,15 +115,22 @@ async fn with_postgres(
     let log = postgres.log_path().display().to_string();
     // Begun when the service answers, and ended before it stops to.
     let running_demo = Cell::new(None);
+    let (printed, not_printed) = (Cell::new(Ok(())), Notify::new());
     let started = |addresses: Addresses| {
-        banner.print(addresses);
+        if let Err(error) = banner.print(addresses) {
+            printed.set(Err(error));
+            not_printed.notify_one();
+        }
         if wanted.demo {
             let service = format!("{}://{}", banner.scheme, addresses.service);
             running_demo.set(Some(Demo::start(service, demo::display())));
         }
     };
     let stop = async {
-        shutdown.requested().await;
+        tokio::select! {
+            () = shutdown.requested() => {}
+            () = not_printed.notified() => {}
+        }
         stop_demo(&running_demo).await;
     };
     let result = tokio::select! {
@@ -133,7 +141,8 @@ async fn with_postgres(
     if let Some(stand_in) = stand_in {
         stand_in.stop().await;
     }
-    result
+    result?;
+    Ok(printed.into_inner()?)
 }
 
 async fn stop_demo(demo: &Cell<Option<Demo>>) {

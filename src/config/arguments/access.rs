@@ -1,5 +1,5 @@
-use std::ffi::OsString;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 
 use clap::Args;
 
@@ -20,7 +20,7 @@ pub struct AccessArguments {
     /// File of bearer tokens, one a line: name, SHA-256 of the token in hex, scopes (read, write or read,write); reread
     /// on SIGHUP. Without it everyone may ask for everything
     #[arg(long, env = "API_TOKENS_FILE", value_name = "FILE")]
-    pub api_tokens_file: Option<OsString>,
+    pub api_tokens_file: Option<PathBuf>,
 
     /// Address of /metrics, /docs and /openapi.json, which LISTEN then has no more
     #[arg(long, env = "ADMIN_LISTEN", value_name = "ADDRESS")]
@@ -28,14 +28,11 @@ pub struct AccessArguments {
 }
 
 impl AccessArguments {
-    /// Values that are empty count as not given, as Compose passes on what is not set.
-    ///
     /// # Errors
     ///
     /// [`ConfigError`] names the first value that cannot be used.
     pub fn access(&self, http: &HttpConfig) -> Result<AccessConfig, ConfigError> {
-        let admin = self.admin_listen.as_deref().filter(|address| !address.is_empty());
-        let admin = admin.map(|address| {
+        let admin = self.admin_listen.as_deref().map(|address| {
             Ok(HttpConfig {
                 listen: parsed("ADMIN_LISTEN", address, ADDRESS_ALLOWED)?,
                 connections: ADMIN_CONNECTIONS,
@@ -44,9 +41,8 @@ impl AccessArguments {
                 ..http.clone()
             })
         });
-        let file = self.api_tokens_file.clone();
         Ok(AccessConfig {
-            tokens_file: file.filter(|path| !path.is_empty()).map(Into::into),
+            tokens_file: self.api_tokens_file.clone(),
             admin: admin.transpose()?,
         })
     }

@@ -1,8 +1,7 @@
-use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::Args;
 
-use super::tls::named;
 use super::{milliseconds, number};
 use crate::config::{ApproverConfig, ApproverUrl, ConfigError};
 use crate::tls::Roots;
@@ -18,7 +17,7 @@ pub struct ApproverArguments {
     /// PEM file with the authorities that may sign the certificate of an Approver behind https, instead of those that the
     /// system trusts
     #[arg(long, env = "APPROVER_CA", value_name = "FILE")]
-    pub approver_ca: Option<OsString>,
+    pub approver_ca: Option<PathBuf>,
 
     /// How long one call to the Approver may take before it is tried again, in milliseconds
     #[arg(
@@ -44,7 +43,7 @@ impl ApproverArguments {
             allowed: "the Approver's base URL, such as http://localhost:9090",
         })?;
         let url = ApproverUrl::parse(url)?;
-        let ca = match named(&self.approver_ca) {
+        let ca = match &self.approver_ca {
             None => None,
             Some(path) if !url.is_https() => {
                 return Err(ConfigError::Invalid {

@@ -1,9 +1,8 @@
-use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{given_path, parsed};
+use super::parsed;
 use crate::config::ConfigError;
 
 /// What `dev` takes beside the flags of `serve`.
@@ -12,7 +11,7 @@ use crate::config::ConfigError;
 pub struct DevArguments {
     /// Where PostgreSQL's data is kept between runs
     #[arg(long, env = "DATA_DIR", value_name = "DIRECTORY", default_value = ".dev", value_hint = clap::ValueHint::DirPath)]
-    pub data_dir: OsString,
+    pub data_dir: PathBuf,
 
     /// Run a small mixed load, and give the user `demo` a history of 30 days, so that metrics, history and log show life
     #[arg(
@@ -28,15 +27,6 @@ pub struct DevArguments {
 }
 
 impl DevArguments {
-    /// Where PostgreSQL's data is kept.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError`] if that is empty.
-    pub fn data_dir(&self) -> Result<PathBuf, ConfigError> {
-        given_path("DATA_DIR", &self.data_dir, "the path of a directory, such as .dev")
-    }
-
     /// Whether the small mixed load is run.
     ///
     /// # Errors

@@ -11,10 +11,8 @@ mod tls;
 mod traces;
 mod verify;
 
-use std::ffi::OsStr;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -40,18 +38,6 @@ fn approval_threshold(text: &str) -> Result<u64, ConfigError> {
         0..=i64::MAX.unsigned_abs(),
         "a whole number from 0 to 9223372036854775807",
     )
-}
-
-/// clap's own type for paths refuses an empty one in a way of its own.
-fn given_path(variable: &'static str, path: &OsStr, allowed: &'static str) -> Result<PathBuf, ConfigError> {
-    if path.is_empty() {
-        return Err(ConfigError::Invalid {
-            variable,
-            value: String::new(),
-            allowed,
-        });
-    }
-    Ok(path.into())
 }
 
 fn parsed<T: FromStr>(variable: &'static str, text: &str, allowed: &'static str) -> Result<T, ConfigError> {

@@ -1,10 +1,10 @@
-use std::ffi::OsString;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 
-use super::{ADDRESS_ALLOWED, approval_threshold, given_path, milliseconds, number, parsed};
+use super::{ADDRESS_ALLOWED, approval_threshold, milliseconds, number, parsed};
 use crate::config::{ConfigError, HostNames, HttpConfig, LedgerConfig, OperationsLogConfig, ServiceConfig, SyncPolicy};
 
 /// For heads beyond 4 KiB, bodies and answers; `http::Memory` has the sum.
@@ -33,7 +33,7 @@ pub struct ServiceArguments {
         value_name = "FILE",
         default_value = "operations.log"
     )]
-    pub operations_log: OsString,
+    pub operations_log: PathBuf,
 
     /// When the operations log is forced to the disk: always, everysec or never
     #[arg(
@@ -225,11 +225,7 @@ impl ServiceArguments {
             }
         };
         Ok(OperationsLogConfig {
-            path: given_path(
-                "OPERATIONS_LOG",
-                &self.operations_log,
-                "the path of a file, such as operations.log",
-            )?,
+            path: self.operations_log.clone(),
             sync,
             instance: self.instance()?,
             operations_at_once: self.in_flight()? + self.connections()?.get(),

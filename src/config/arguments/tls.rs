@@ -1,5 +1,4 @@
-use std::ffi::OsString;
-use std::path::Path;
+use std::path::PathBuf;
 
 use clap::Args;
 
@@ -16,11 +15,11 @@ pub struct TlsArguments {
     /// PEM file with the certificate of the service, then those between it and its authority; with it the service speaks
     /// https and no http. SIGHUP reads it again, and the key
     #[arg(long, env = "TLS_CERT", value_name = "FILE")]
-    pub tls_cert: Option<OsString>,
+    pub tls_cert: Option<PathBuf>,
 
     /// PEM file with the key of that certificate, without a passphrase
     #[arg(long, env = "TLS_KEY", value_name = "FILE")]
-    pub tls_key: Option<OsString>,
+    pub tls_key: Option<PathBuf>,
 }
 
 impl TlsArguments {
@@ -34,11 +33,11 @@ impl TlsArguments {
             variable,
             allowed: "both TLS_CERT and TLS_KEY, or neither",
         };
-        let (certificate, key) = match (named(&self.tls_cert), named(&self.tls_key)) {
+        let (certificate, key) = match (&self.tls_cert, &self.tls_key) {
             (None, None) => return Ok(None),
             (Some(_), None) => return Err(missing("TLS_KEY")),
             (None, Some(_)) => return Err(missing("TLS_CERT")),
-            (Some(certificate), Some(key)) => (certificate.to_owned(), key.to_owned()),
+            (Some(certificate), Some(key)) => (certificate.clone(), key.clone()),
         };
         let tls = ServerTls::new(ServerFiles { certificate, key }).map_err(|error| {
             let (variable, error) = match error {
@@ -53,9 +52,4 @@ impl TlsArguments {
         })?;
         Ok(Some(tls))
     }
-}
-
-/// A file that is named. A variable without a value names none, as compose files set those that are left out.
-pub(super) fn named(path: &Option<OsString>) -> Option<&Path> {
-    path.as_deref().filter(|path| !path.is_empty()).map(Path::new)
 }

@@ -46,9 +46,7 @@ impl TracesArguments {
                 allowed: "a name without control characters, such as balance",
             });
         }
-        // OpenTelemetry takes an empty variable for one that is not set.
-        let given = self.otel_exporter_otlp_endpoint.as_deref();
-        let Some(endpoint) = given.filter(|endpoint| !endpoint.is_empty()) else {
+        let Some(endpoint) = &self.otel_exporter_otlp_endpoint else {
             return Ok(None);
         };
         if cfg!(not(feature = "otlp")) {
