@@ -89,6 +89,10 @@ def main():
     used = {node["id"] for node in found["resolve"]["nodes"]}
     packages = [package for package in found["packages"] if package["id"] in used]
     faults = [fault for package in packages for fault in faults_of(package, policy)]
+    # The reason of an exception begins with its crate.
+    exceptions = {ignored["reason"].split()[0]: ignored["id"] for ignored in policy["advisories"]["ignore"]}
+    gone = exceptions.keys() - {package["name"] for package in packages}
+    faults += [f"{exceptions[crate]}: no crate {crate} is used; remove the exception" for crate in gone]
     for fault in faults:
         print(fault)
     if faults:
