@@ -17,6 +17,7 @@ use tokio::process::{Child, ChildStdout};
 use tokio::time::timeout;
 
 use crate::support::client::{ServiceClient, answer, change};
+use crate::support::janitor::Janitor;
 use crate::support::raw;
 use crate::support::replica::{Scratch, log_lines};
 use crate::{BALANCE, one_line, run, text};
@@ -51,6 +52,7 @@ impl Dev {
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
+        Janitor::get().kill_group(i32::try_from(child.id().unwrap()).unwrap());
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut banner = String::new();
         while !banner.contains("Ctrl-C") {

@@ -4,6 +4,7 @@
 mod support;
 
 mod dev;
+mod left;
 mod shell;
 mod version;
 

@@ -36,7 +36,7 @@ struct Pair {
 
 impl Pair {
     async fn start() -> Self {
-        let scratch = Scratch::elsewhere();
+        let scratch = Scratch::new();
         let mut options = PostgresOptions::new(scratch.0.join("primary"));
         options.settings = vec![("fsync".to_owned(), "off".to_owned())];
         let primary = PrivatePostgres::start(&options).await.unwrap();
@@ -118,7 +118,7 @@ async fn no_read_is_answered_by_a_standby_and_none_goes_behind_an_answered_chang
 
 #[tokio::test]
 async fn an_open_connection_whose_server_becomes_read_only_answers_no_read_and_is_opened_anew() {
-    let scratch = Scratch::elsewhere();
+    let scratch = Scratch::new();
     let mut server = PrivatePostgres::start(&PostgresOptions::new(scratch.0.join("server")))
         .await
         .unwrap();

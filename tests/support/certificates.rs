@@ -12,6 +12,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
+use super::janitor::Janitor;
+
 /// An authority that signs what it is asked to.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -151,11 +153,8 @@ impl Everywhere {
     }
 
     fn new() -> Self {
-        // One directory a test program, since they may run at once.
-        let program = std::env::current_exe().unwrap();
-        let name = program.file_stem().unwrap().to_string_lossy().into_owned();
-        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("tls-{name}"));
-        std::fs::create_dir_all(&directory).unwrap();
+        let directory = Janitor::get().directory().join("tls");
+        std::fs::create_dir(&directory).unwrap();
         let authority = Authority::new("the authority of the tests");
         let certificate = authority.sign(&["localhost", "127.0.0.1"]);
         std::fs::write(directory.join("ca.pem"), &authority.pem).unwrap();

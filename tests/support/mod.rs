@@ -8,6 +8,7 @@ pub mod client;
 pub mod collector;
 pub mod disk;
 pub mod generated;
+pub mod janitor;
 pub mod model;
 pub mod pgbouncer;
 pub mod postgres;

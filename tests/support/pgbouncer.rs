@@ -14,6 +14,7 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 use tokio_postgres::config::Host;
 
+use super::janitor::Janitor;
 use super::postgres::{Database, Role};
 use super::replica::Scratch;
 use super::secure_postgres::free_port;
@@ -59,7 +60,7 @@ impl PgBouncer {
         };
         // Only the server's user can enter the socket's directory, and PgBouncer does not run as root.
         let owner = fs::metadata(socket).unwrap();
-        let (port, scratch) = (free_port(), Scratch::elsewhere());
+        let (port, scratch) = (free_port(), Scratch::new());
         fs::set_permissions(&scratch.0, fs::Permissions::from_mode(0o755)).unwrap();
         let settings = format!(
             "[databases]\n{name} = host={host} port={server_port} dbname={name}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
@@ -78,6 +79,7 @@ impl PgBouncer {
         fs::write(&path, with_mode(&settings, mode)).unwrap();
         let mut command = Command::new(PROGRAM);
         command.arg("-q").arg(&path).stdin(Stdio::null()).kill_on_drop(true);
+        command.process_group(Janitor::get().group());
         if geteuid().is_root() {
             for file in [&scratch.0, &path, &scratch.0.join("users")] {
                 chown(file, Some(owner.uid()), Some(owner.gid())).unwrap();

@@ -1,7 +1,6 @@
 //! One private PostgreSQL for the tests of a process, and a database of its own for each test. Replicas connect as the
 //! role that `env/roles.sql` has for them; what a test sets up and looks at goes past its rights.
 
-use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -12,6 +11,7 @@ use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls};
 
 use super::certificates::Everywhere;
+use super::janitor::Janitor;
 use super::secure_postgres::{self, Password, free_port};
 
 /// How many connections to the database wait for a lock.
@@ -170,11 +170,7 @@ fn server() -> &'static PrivatePostgres {
         // A runtime that is never dropped: the server's handle belongs to it.
         let runtime = Box::leak(Box::new(tokio::runtime::Runtime::new().unwrap()));
         runtime.block_on(async {
-            // One directory a test program, since they may run at once.
-            let program = std::env::current_exe().unwrap();
-            let name = program.file_stem().unwrap().to_string_lossy().into_owned();
-            let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("postgres-{name}"));
-            let mut options = PostgresOptions::new(directory);
+            let mut options = PostgresOptions::new(Janitor::get().directory().join("postgres"));
             let settings = [("fsync", "off"), ("max_connections", "400"), ("autovacuum", "off")];
             options.settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
             let tls = Everywhere::asked();
@@ -184,12 +180,6 @@ fn server() -> &'static PrivatePostgres {
             let server = PrivatePostgres::start(&options).await.unwrap();
             if let Some(tls) = tls {
                 secure_postgres::secure(&server, &tls.authority, &tls.certificate, Password::NotAsked).await;
-            }
-            let admin = connect(&server.url("postgres")).await;
-            let left = "SELECT datname FROM pg_database WHERE datname LIKE 'test\\_%' OR datname = $1";
-            for row in admin.query(left, &[&TEMPLATE]).await.unwrap() {
-                let name: &str = row.get(0);
-                admin.batch_execute(&format!("DROP DATABASE {name}")).await.unwrap();
             }
             Database::migrated(&server, TEMPLATE).await;
             server

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use super::approver::TestApprover;
 use super::certificates::Everywhere;
+use super::janitor::Janitor;
 use super::postgres::Database;
 use super::secure_postgres::as_asked;
 use super::usage::Usage;
@@ -28,23 +29,10 @@ pub struct Scratch(pub PathBuf);
 
 impl Scratch {
     pub fn new() -> Self {
-        Self::below(Path::new(env!("CARGO_TARGET_TMPDIR")))
-    }
-
-    /// One that any user can be let into, which the build's directory need not be.
-    pub fn elsewhere() -> Self {
-        Self::below(&std::env::temp_dir())
-    }
-
-    fn below(directory: &Path) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "balance-scratch-{}-{}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
-        let path = directory.join(name);
-        std::fs::create_dir_all(&path).unwrap();
+        let name = NEXT.fetch_add(1, Ordering::Relaxed).to_string();
+        let path = Janitor::get().directory().join(name);
+        std::fs::create_dir(&path).unwrap();
         Self(path)
     }
 }
@@ -156,6 +144,7 @@ impl ReplicaOptions {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
+            .process_group(Janitor::get().group())
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();

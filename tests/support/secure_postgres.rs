@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use tokio_postgres::config::Host;
 
 use super::certificates::{Authority, Certificate, Everywhere};
+use super::janitor::Janitor;
 use super::postgres::connect;
 
 /// The port of servers that are given no other.
@@ -30,8 +31,7 @@ pub struct SecurePostgres {
 impl SecurePostgres {
     /// One that shows this certificate, and takes certificates of the authority. `name` is of the test's own.
     pub async fn start(name: &str, authority: &Authority, certificate: &Certificate) -> Self {
-        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("postgres-{name}"));
-        let mut options = PostgresOptions::new(directory);
+        let mut options = PostgresOptions::new(Janitor::get().directory().join(format!("postgres-{name}")));
         let port = free_port();
         options.settings = settings(port);
         options.settings.push(("fsync".to_owned(), "off".to_owned()));

@@ -21,6 +21,7 @@ use crate::model::Random;
 use crate::support::approver::{Behaviour, TestApprover};
 use crate::support::client::http_client;
 use crate::support::disk::SmallDisk;
+use crate::support::janitor::Janitor;
 use crate::support::postgres::{Database, Role};
 use crate::support::proxy::Proxy;
 use crate::support::replica::{Replica, ReplicaOptions, Scratch};
@@ -422,7 +423,8 @@ fn start_balancer(sites: &[Site], address: String, log: &Path) -> Option<(Child,
         }
         let log = fs::File::create(log).unwrap();
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let child = command.kill_on_drop(true).spawn().ok()?;
+        command.kill_on_drop(true).process_group(Janitor::get().group());
+        let child = command.spawn().ok()?;
         Some((child, format!("http://{address}")))
     })
 }

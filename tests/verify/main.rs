@@ -11,6 +11,7 @@ use std::process::Stdio;
 use tokio::process::{Child, Command};
 
 use support::client::{ServiceClient, change};
+use support::janitor::Janitor;
 use support::postgres::{Database, Role};
 use support::world::World;
 
@@ -48,7 +49,8 @@ fn start(database: &Database, arguments: &[&str]) -> Child {
     command.arg("verify").args(arguments).env_clear();
     command
         .env("DATABASE_URL", database.url_as(Role::Auditor))
-        .kill_on_drop(true);
+        .kill_on_drop(true)
+        .process_group(Janitor::get().group());
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -11,6 +11,7 @@ use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
 use crate::load::{Lines, Load, Unanswered};
+use crate::support::janitor::Janitor;
 use crate::support::replica::Scratch;
 use crate::support::world::World;
 
@@ -158,6 +159,7 @@ async fn the_script_that_rotates_on_kubernetes_loses_no_line() {
         .env("ROTATE_SECONDS", "0.2")
         .env("KEEP_DAYS", "1")
         .kill_on_drop(true)
+        .process_group(Janitor::get().group())
         .spawn()
         .unwrap();
     let load = Load::start(&world.client, CLIENTS, Unanswered::Repeat);

@@ -1,0 +1,80 @@
+//! Ends the processes of a test program and removes its files, however the program ends: a shell waits for the end of a pipe
+//! that this process alone holds open. Nothing in here runs at that moment, since nothing would if the program is killed.
+
+use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, Command, Stdio};
+use std::sync::{Mutex, OnceLock};
+
+/// Takes the groups to kill from standard input, a line each, and the directory to remove as its argument. A file system that
+/// a test has mounted there goes first, and PostgreSQL may still write a file while it ends.
+const SCRIPT: &str = r#"
+while read -r group; do groups="$groups -$group"; done
+kill -s KILL -- $groups
+for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+    umount -l "$1"/*
+    rm -rf "$1" && exit
+    sleep 0.5
+done
+"#;
+
+pub struct Janitor {
+    directory: PathBuf,
+    group: i32,
+    groups: Mutex<ChildStdin>,
+    #[allow(dead_code, reason = "its end is the end of the group's first process")]
+    leader: ChildStdin,
+}
+
+impl Janitor {
+    /// The janitor of this process.
+    pub fn get() -> &'static Self {
+        static JANITOR: OnceLock<Janitor> = OnceLock::new();
+        JANITOR.get_or_init(|| {
+            // Not in the build's directory or in TMPDIR: PostgreSQL's user need not be able to enter those.
+            let directory = Path::new("/tmp").join(format!("balance-tests-{}", std::process::id()));
+            let mut builder = std::fs::DirBuilder::new();
+            builder.mode(0o755).recursive(true).create(&directory).unwrap();
+            // A group exists as long as one of its processes does.
+            let (group, leader) = shell("read -r _", Path::new(""));
+            let (_, groups) = shell(SCRIPT, &directory);
+            let janitor = Self {
+                directory,
+                group,
+                groups: Mutex::new(groups),
+                leader,
+            };
+            janitor.kill_group(group);
+            janitor
+        })
+    }
+
+    /// A directory that any user can enter; removed when the test program ends.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The process group of what the tests start; killed when the test program ends.
+    pub fn group(&self) -> i32 {
+        self.group
+    }
+
+    /// Kills this group too when the test program ends.
+    pub fn kill_group(&self, group: i32) {
+        writeln!(self.groups.lock().unwrap(), "{group}").unwrap();
+    }
+}
+
+/// In a group of its own, where Ctrl-C on the terminal does not reach it.
+fn shell(script: &str, argument: &Path) -> (i32, ChildStdin) {
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", script, "janitor"]).arg(argument).current_dir("/");
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut child = command.process_group(0).spawn().unwrap();
+    (i32::try_from(child.id()).unwrap(), child.stdin.take().unwrap())
+}
