@@ -287,7 +287,7 @@ async fn slow_readers_of_large_answers_take_bounded_memory_and_others_are_served
         }
         // A refused page has waited for memory.
         sleep(Duration::from_secs(2)).await;
-        world.client.balance("alice", None).await.expect(200);
+        world.client.until_served("alice").await;
         let with_them = world.replica.memory();
         println!("{many} readers of {case}: {before} MiB before, {with_them} MiB with them");
         assert!(

@@ -16,7 +16,7 @@ use tokio_postgres::{Client, NoTls};
 use crate::load::{Lines, Load, Unanswered};
 use crate::support::approver::TestApprover;
 use crate::support::client::{Answer, ServiceClient, answer, change};
-use crate::support::postgres::{Database, Role, fresh_database};
+use crate::support::postgres::{Database, Role, SESSIONS, fresh_database, until};
 use crate::support::replica::{Replica, ReplicaOptions, Scratch};
 
 const MOMENT: &str = "2026-01-31T12:00:00Z";
@@ -185,6 +185,7 @@ async fn kill_9_under_load_loses_no_line_of_an_answered_operation() {
     replica.signal(Signal::SIGKILL);
     assert!(!replica.ended().await.success());
     let sql = database.client().await;
+    until(&sql, SESSIONS, 0).await;
     load.finish(&sql, || whole_lines(&replica), Lines::OfAnswers).await;
 }
 

@@ -14,7 +14,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Client, Request, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::task::yield_now;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use url::form_urlencoded;
 
 use super::generated::{self, types};
@@ -202,6 +202,20 @@ impl ServiceClient {
             }
         });
         asked.await.expect("the replica's readiness changes")
+    }
+
+    /// Reads a balance until the answer is 200: a machine that is busy with a test's own load may be too late for some.
+    pub async fn until_served(&self, user_id: &str) -> Answer {
+        let served = timeout(Duration::from_secs(60), async {
+            loop {
+                let read = self.balance(user_id, None).await;
+                if read.status == 200 {
+                    return read;
+                }
+                sleep(Duration::from_millis(10)).await;
+            }
+        });
+        served.await.expect("a read is served")
     }
 
     /// A page of the history; `user_id` and `query` as they stand in the URL.

@@ -5,8 +5,8 @@ use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, Stdio};
-use std::sync::{Mutex, OnceLock};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 
 /// Takes the groups to kill from standard input, a line each, and the directory to remove as its argument. A file system that
 /// a test has mounted there goes first, and PostgreSQL may still write a file while it ends.
@@ -22,10 +22,9 @@ done
 
 pub struct Janitor {
     directory: PathBuf,
-    group: i32,
-    groups: Mutex<ChildStdin>,
-    #[allow(dead_code, reason = "its end is the end of the group's first process")]
-    leader: ChildStdin,
+    shell: Child,
+    /// The first process of the group: a group exists as long as one of its processes does.
+    leader: Child,
 }
 
 impl Janitor {
@@ -37,16 +36,12 @@ impl Janitor {
             let directory = Path::new("/tmp").join(format!("balance-tests-{}", std::process::id()));
             let mut builder = std::fs::DirBuilder::new();
             builder.mode(0o755).recursive(true).create(&directory).unwrap();
-            // A group exists as long as one of its processes does.
-            let (group, leader) = shell("read -r _", Path::new(""));
-            let (_, groups) = shell(SCRIPT, &directory);
             let janitor = Self {
+                shell: shell(SCRIPT, &directory),
+                leader: shell("read -r _", &directory),
                 directory,
-                group,
-                groups: Mutex::new(groups),
-                leader,
             };
-            janitor.kill_group(group);
+            janitor.kill_group(janitor.group());
             janitor
         })
     }
@@ -58,23 +53,23 @@ impl Janitor {
 
     /// The process group of what the tests start; killed when the test program ends.
     pub fn group(&self) -> i32 {
-        self.group
+        i32::try_from(self.leader.id()).expect("a process id")
     }
 
     /// Kills this group too when the test program ends.
     pub fn kill_group(&self, group: i32) {
-        writeln!(self.groups.lock().unwrap(), "{group}").unwrap();
+        let mut groups = self.shell.stdin.as_ref().expect("it is piped");
+        writeln!(groups, "{group}").unwrap();
     }
 }
 
 /// In a group of its own, where Ctrl-C on the terminal does not reach it.
-fn shell(script: &str, argument: &Path) -> (i32, ChildStdin) {
+fn shell(script: &str, argument: &Path) -> Child {
     let mut command = Command::new("/bin/sh");
     command.args(["-c", script, "janitor"]).arg(argument).current_dir("/");
     command
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    let mut child = command.process_group(0).spawn().unwrap();
-    (i32::try_from(child.id()).unwrap(), child.stdin.take().unwrap())
+    command.process_group(0).spawn().unwrap()
 }

@@ -17,6 +17,9 @@ use super::secure_postgres::{self, Password, free_port};
 /// How many connections to the database wait for a lock.
 pub const WAITING: &str =
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+/// How many sessions replicas have. That of a replica which was killed ends with its statement.
+pub const SESSIONS: &str = "SELECT count(*) FROM pg_stat_activity \
+     WHERE datname = current_database() AND usename = 'balance_service'";
 /// How many operations are stored.
 pub const STORED: &str = "SELECT count(*) FROM changes_history";
 
