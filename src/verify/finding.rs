@@ -158,6 +158,14 @@ pub enum Violation {
     },
 }
 
+impl Violation {
+    /// Whether an operation was answered as accepted and is not stored, as after the promotion of a standby that lagged.
+    /// Every such operation is told: somebody has to make it good.
+    pub(super) fn is_lost_operation(&self) -> bool {
+        matches!(self, Self::Forged { .. })
+    }
+}
+
 /// A stored moment for people to read.
 pub(super) fn shown(moment: StoredMoment) -> String {
     Moment(moment).to_string()

@@ -6,14 +6,14 @@ use std::mem::{Discriminant, discriminant};
 use super::finding::{Finding, Violation};
 use crate::store::StoredMoment;
 
-/// Most findings that are told one by one; the others are counted.
+/// Most findings that are told one by one; the others are counted. Lost operations are all told, and do not count here.
 pub const MOST_FINDINGS: u64 = 100;
 
 /// Most findings of one kind that are told of one user's rows, so that the others come to be told too: a wrong change
 /// makes all that comes after it wrong.
 pub const MOST_FINDINGS_OF_A_KIND: u64 = 5;
 
-/// Most findings of one kind that are told of operations logs.
+/// Most findings of one kind that are told of operations logs, but for lost operations.
 const MOST_OF_A_KIND_IN_LOGS: u64 = 20;
 
 /// How often progress is told, in operations or lines.
@@ -75,6 +75,8 @@ pub(super) struct Tally<'a> {
     pub(super) progress: Progress,
     /// So many of each kind, of the user or the stage.
     told: HashMap<Discriminant<Violation>, u64>,
+    /// Lost operations that were told.
+    lost: u64,
     observer: &'a mut dyn Observer,
 }
 
@@ -88,6 +90,7 @@ impl<'a> Tally<'a> {
                 of: None,
             },
             told: HashMap::new(),
+            lost: 0,
             observer,
         }
     }
@@ -145,12 +148,12 @@ impl<'a> Tally<'a> {
 
     /// Whether a finding about a log is to be told. It is counted in any case.
     pub(super) fn admits_of_log(&mut self, violation: &Violation) -> bool {
-        self.admits(violation, MOST_OF_A_KIND_IN_LOGS)
+        violation.is_lost_operation() || self.admits(violation, MOST_OF_A_KIND_IN_LOGS)
     }
 
     fn admits(&mut self, violation: &Violation, most: u64) -> bool {
         let told = self.told.entry(discriminant(violation)).or_default();
-        let admitted = *told < most && self.summary.told < MOST_FINDINGS;
+        let admitted = *told < most && self.summary.told - self.lost < MOST_FINDINGS;
         if admitted {
             *told += 1;
         } else {
@@ -162,8 +165,10 @@ impl<'a> Tally<'a> {
     /// Something is wrong, whoever's it is.
     pub(super) fn tell(&mut self, finding: &Finding) {
         self.summary.findings += 1;
-        if self.summary.told < MOST_FINDINGS {
+        let is_lost = finding.violation.is_lost_operation();
+        if is_lost || self.summary.told - self.lost < MOST_FINDINGS {
             self.summary.told += 1;
+            self.lost += u64::from(is_lost);
             self.observer.finding(finding);
         }
     }

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use crate::support::approver::TestApprover;
 use crate::support::client::{ServiceClient, answer, change};
 use crate::support::postgres::Database;
-use crate::support::replica::{Replica, ReplicaOptions, Scratch};
+use crate::support::replica::{Replica, ReplicaOptions, Scratch, log_lines};
 use crate::support::tokens::line;
 use crate::support::world::World;
 use crate::{OPERATIONS, Verified, ended, fill, second, start, verify};
@@ -170,6 +170,26 @@ async fn a_line_that_is_lost_or_doubled_or_forged_is_found_with_user_and_moment(
         lines.push(line.to_string());
     });
     logged.verify(&[&unknown]).await.expect_right();
+}
+
+#[tokio::test]
+async fn every_operation_that_was_answered_and_is_not_stored_is_named_however_many_there_are() {
+    let logged = logged().await;
+    // As after the promotion of a standby that had not heard of them.
+    let lose = "DELETE FROM changes_history WHERE user_id = 'alice'; DELETE FROM balance WHERE user_id = 'alice'; \
+         DELETE FROM balance_checkpoints WHERE user_id = 'alice'";
+    logged.database.client().await.batch_execute(lose).await.unwrap();
+    let verified = logged.verify(&[&logged.log]).await;
+    assert_eq!(verified.code, Some(1), "{verified:#?}");
+    assert_eq!(verified.lines.len(), OPERATIONS + 1, "{verified:#?}");
+    assert!(verified.lines[OPERATIONS].starts_with(&format!("{OPERATIONS} findings: ")));
+    for line in log_lines(&logged.log) {
+        if line["userId"] == "alice" && line["operation"] == "changeBalance" {
+            let id = line["operationId"].as_str().unwrap();
+            let names = |finding: &&String| finding.contains(&format!("operation {id}: expected in the history"));
+            assert_eq!(verified.lines.iter().filter(names).count(), 1, "{id}: {verified:#?}");
+        }
+    }
 }
 
 #[tokio::test]
