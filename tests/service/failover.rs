@@ -15,7 +15,7 @@ use crate::support::postgres::{Database, Role, WAITING, fresh_database, until};
 use crate::support::proxy::Proxy;
 use crate::support::replica::{Replica, ReplicaOptions, Scratch};
 use crate::support::secure_postgres::SecurePostgres;
-use crate::support::standby::standby_of;
+use crate::support::standby::{promote, standby_of};
 
 const NOON: &str = "2026-01-31T12:00:00Z";
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -41,7 +41,7 @@ impl Pair {
         options.settings = vec![("fsync".to_owned(), "off".to_owned())];
         let primary = PrivatePostgres::start(&options).await.unwrap();
         let database = Database::migrated(&primary, "balance").await;
-        let standby = standby_of(&primary, &scratch.0.join("standby")).await;
+        let standby = standby_of(&primary, &PostgresOptions::new(scratch.0.join("standby"))).await;
         let replicated = Database::of(&standby, "balance");
         Self {
             servers: [primary, standby],
@@ -108,7 +108,7 @@ async fn no_read_is_answered_by_a_standby_and_none_goes_behind_an_answered_chang
     // It is promoted, after it has replayed all there is.
     behind.batch_execute("SELECT pg_wal_replay_resume()").await.unwrap();
     until(&behind, "SELECT count(*) FROM changes_history", 2).await;
-    behind.batch_execute("SELECT pg_promote()").await.unwrap();
+    promote(standby).await;
     client.until_ready_is(200).await;
     let balance = client.balance("alice", None).await.expect(200);
     assert_eq!(balance.body["balance"], 115);

@@ -31,9 +31,11 @@ pub enum PoolMode {
 
 /// A running PgBouncer; ended when dropped.
 pub struct PgBouncer {
-    port: u16,
+    pub port: u16,
     database: String,
     config: PathBuf,
+    /// Where it leads to, and all the rest but the way in which connections are shared.
+    databases: String,
     settings: String,
     child: Child,
     #[allow(dead_code, reason = "removed with it")]
@@ -53,21 +55,19 @@ impl PgBouncer {
 
     /// One in front of a database of the tests' server, with this many server connections.
     pub async fn start(database: &Database, mode: PoolMode, connections: u32) -> Self {
-        let config = tokio_postgres::Config::from_str(&database.url).unwrap();
-        let server_port = config.get_ports().first().copied().unwrap_or(5432);
-        let Some(Host::Unix(socket)) = config.get_hosts().first() else {
-            panic!("the PostgreSQL of the tests is on a Unix socket");
-        };
+        Self::start_with(database, mode, connections, "").await
+    }
+
+    /// The same with more settings, a line each.
+    pub async fn start_with(database: &Database, mode: PoolMode, connections: u32, more: &str) -> Self {
+        let (socket, _) = socket_of(database);
         // Only the server's user can enter the socket's directory, and PgBouncer does not run as root.
         let owner = fs::metadata(socket).unwrap();
         let (port, scratch) = (free_port(), Scratch::new());
         fs::set_permissions(&scratch.0, fs::Permissions::from_mode(0o755)).unwrap();
         let settings = format!(
-            "[databases]\n{name} = host={host} port={server_port} dbname={name}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
-             listen_port = {port}\nunix_socket_dir =\nauth_type = trust\nauth_file = {users}\n\
-             default_pool_size = {connections}\nmax_client_conn = 200\nlogfile =\npidfile =\n",
-            name = database.name,
-            host = socket.display(),
+            "[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = trust\n\
+             auth_file = {users}\ndefault_pool_size = {connections}\nmax_client_conn = 200\nlogfile =\npidfile =\n{more}",
             users = scratch.0.join("users").display(),
         );
         let users: String = [Role::Superuser, Role::Owner, Role::Service, Role::Auditor]
@@ -76,7 +76,8 @@ impl PgBouncer {
             .collect();
         fs::write(scratch.0.join("users"), users).unwrap();
         let path = scratch.0.join("pgbouncer.ini");
-        fs::write(&path, with_mode(&settings, mode)).unwrap();
+        let databases = databases(database);
+        fs::write(&path, with_mode(&databases, &settings, mode)).unwrap();
         let mut command = Command::new(PROGRAM);
         command.arg("-q").arg(&path).stdin(Stdio::null()).kill_on_drop(true);
         command.process_group(Janitor::get().group());
@@ -97,6 +98,7 @@ impl PgBouncer {
             port,
             database: database.name.clone(),
             config: path,
+            databases,
             settings,
             child,
             scratch,
@@ -110,16 +112,39 @@ impl PgBouncer {
 
     /// Shares connections in this way from now on.
     pub fn reload(&self, mode: PoolMode) {
-        fs::write(&self.config, with_mode(&self.settings, mode)).unwrap();
+        fs::write(&self.config, with_mode(&self.databases, &self.settings, mode)).unwrap();
         let process = self.child.id().expect("PgBouncer runs");
         kill(Pid::from_raw(i32::try_from(process).unwrap()), Signal::SIGHUP).unwrap();
     }
+
+    /// Leads connections that it opens from now on to this database of the same name.
+    pub fn lead_to(&mut self, database: &Database, mode: PoolMode) {
+        self.databases = databases(database);
+        self.reload(mode);
+    }
 }
 
-fn with_mode(settings: &str, mode: PoolMode) -> String {
+/// The directory of the socket and the port of the tests' server.
+fn socket_of(database: &Database) -> (PathBuf, u16) {
+    let config = tokio_postgres::Config::from_str(&database.url).unwrap();
+    let Some(Host::Unix(socket)) = config.get_hosts().first() else {
+        panic!("the PostgreSQL of the tests is on a Unix socket");
+    };
+    (socket.clone(), config.get_ports().first().copied().unwrap_or(5432))
+}
+
+fn databases(database: &Database) -> String {
+    let ((socket, port), name) = (socket_of(database), &database.name);
+    format!(
+        "[databases]\n{name} = host={} port={port} dbname={name}\n",
+        socket.display()
+    )
+}
+
+fn with_mode(databases: &str, settings: &str, mode: PoolMode) -> String {
     let mode = match mode {
         PoolMode::Session => "session",
         PoolMode::Transaction => "transaction",
     };
-    format!("{settings}pool_mode = {mode}\n")
+    format!("{databases}{settings}pool_mode = {mode}\n")
 }

@@ -12,6 +12,7 @@ use tokio::time::sleep;
 use tokio_postgres::config::Host;
 
 use super::certificates::Everywhere;
+use super::pgbouncer::PgBouncer;
 use super::postgres::{Database, Role};
 
 /// What is lost; nothing at first.
@@ -36,9 +37,13 @@ enum Course {
 const DROP_BYTES: usize = 50;
 const DROP_PAUSE: Duration = Duration::from_millis(5);
 
+/// How much is read at once.
+const BUFFER_BYTES: usize = 16 * 1024;
+
 /// A proxy in front of a database.
 pub struct Proxy {
     pub url: String,
+    pub address: SocketAddr,
     target: watch::Sender<Target>,
     course: watch::Sender<Course>,
     /// A higher number breaks all connections of lower ones.
@@ -49,9 +54,9 @@ pub struct Proxy {
 
 /// Where connections lead to that are opened from now on.
 #[derive(Clone)]
-struct Target {
-    socket: PathBuf,
-    port: u16,
+enum Target {
+    Server { socket: PathBuf, port: u16 },
+    Pooler { port: u16 },
 }
 
 impl Target {
@@ -61,7 +66,7 @@ impl Target {
         let Some(Host::Unix(directory)) = config.get_hosts().first() else {
             panic!("the PostgreSQL of the tests is on a Unix socket");
         };
-        Self {
+        Self::Server {
             socket: directory.join(format!(".s.PGSQL.{port}")),
             port,
         }
@@ -78,23 +83,29 @@ impl Proxy {
         let (swallowed, silent) = watch::channel(0);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let Target { socket, port } = leads_to.borrow().clone();
+                let target = leads_to.borrow().clone();
                 let (course, broken, mut silent) = (set.clone(), broken.clone(), silent.clone());
                 silent.mark_unchanged();
                 tokio::spawn(async move {
                     // Without a server the client's connection is closed. A Unix socket has no TLS.
-                    if Everywhere::asked().is_some() {
-                        if let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await {
-                            carry(client, server, course, broken, silent).await;
+                    match target {
+                        Target::Server { socket, .. } if Everywhere::asked().is_none() => {
+                            if let Ok(server) = UnixStream::connect(&socket).await {
+                                carry(client, server, course, broken, silent).await;
+                            }
                         }
-                    } else if let Ok(server) = UnixStream::connect(&socket).await {
-                        carry(client, server, course, broken, silent).await;
+                        Target::Server { port, .. } | Target::Pooler { port } => {
+                            if let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await {
+                                carry(client, server, course, broken, silent).await;
+                            }
+                        }
                     }
                 });
             }
         });
         Self {
             url: format!("postgres://{}@{address}/{}", Role::Service.name(), database.name),
+            address,
             target,
             course,
             generation,
@@ -105,6 +116,11 @@ impl Proxy {
     /// Leads connections that are opened from now on to this database.
     pub fn lead_to(&self, database: &Database) {
         self.target.send_replace(Target::of(database));
+    }
+
+    /// The same with the database that this pooler leads to.
+    pub fn lead_to_pooler(&self, pooler: &PgBouncer) {
+        self.target.send_replace(Target::Pooler { port: pooler.port });
     }
 
     /// Swallows what is sent on the connections there are, in both directions, and takes it as if it were passed on. They
@@ -164,7 +180,8 @@ async fn pass(
     silent: watch::Receiver<u64>,
     direction: Lost,
 ) {
-    let mut buffer = Vec::new();
+    // PgBouncer refuses a startup packet that does not come in one piece.
+    let mut buffer = Vec::with_capacity(BUFFER_BYTES);
     while from.read_buf(&mut buffer).await.is_ok_and(|read| read > 0) {
         if silent.has_changed().unwrap_or(false) {
             buffer.clear();
