@@ -1,4 +1,5 @@
-//! Three replicas, each behind a proxy of its own to the one PostgreSQL, with an Approver, and a load balancer in front.
+//! Three replicas, each with a link of its own to the PostgreSQL that is the primary, with an Approver, and a load balancer
+//! in front.
 
 use std::fs;
 use std::net::TcpListener;
@@ -7,9 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use balance::dev::{PostgresOptions, PrivatePostgres, StopMode};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use percent_encoding::percent_decode_str;
 use serde_json::Value;
 use tokio::process::{Child, Command};
@@ -17,22 +16,27 @@ use tokio::time::{sleep, timeout};
 use tokio_postgres::{Client, NoTls};
 
 use crate::evidence::{Log, Verdict};
+use crate::link::Link;
 use crate::model::Random;
+use crate::servers::{Replication, Servers};
 use crate::support::approver::{Behaviour, TestApprover};
 use crate::support::client::http_client;
 use crate::support::disk::SmallDisk;
 use crate::support::janitor::Janitor;
-use crate::support::postgres::{Database, Role};
-use crate::support::proxy::Proxy;
+use crate::support::pgbouncer::PgBouncer;
+use crate::support::postgres::Role;
 use crate::support::replica::{Replica, ReplicaOptions, Scratch};
 use crate::support::tokens;
 
 pub const REPLICAS: usize = 3;
-/// What the replicas run with; milliseconds.
-const OPERATION_TIMEOUT_MS: &str = "3000";
+/// What the replicas run with.
+pub const OPERATION_TIMEOUT: Duration = Duration::from_secs(3);
 const APPROVER_TIMEOUT_MS: &str = "800";
 /// An operation's time and 2 s, and one more for a machine that does much else.
-pub const LONGEST_ANSWER: Duration = Duration::from_secs(3 + 2 + 1);
+pub const LONGEST_ANSWER: Duration = OPERATION_TIMEOUT.saturating_add(Duration::from_secs(2 + 1));
+/// A replica is stopped for longer than any of its operations may take.
+pub const SHORTEST_PAUSE: Duration = OPERATION_TIMEOUT.saturating_add(Duration::from_secs(2));
+pub const LONGEST_PAUSE: Duration = SHORTEST_PAUSE.saturating_add(Duration::from_secs(1));
 /// The time of a call to the Approver, and a second more for such a machine.
 pub const LONGEST_VERDICT: Duration = Duration::from_millis(800 + 1_000);
 /// How long a verdict takes.
@@ -71,7 +75,7 @@ pub struct Site {
     address: String,
     /// Where HAProxy asks whether it is ready.
     admin_address: String,
-    pub proxy: Proxy,
+    pub link: Link,
     place: LogPlace,
     tokens_file: PathBuf,
     pub running: Option<Replica>,
@@ -97,16 +101,23 @@ impl Site {
     }
 
     pub async fn launch(&mut self, approver_url: &str) {
-        let options = ReplicaOptions::new(&self.proxy.url, approver_url)
+        let options = ReplicaOptions::new(&self.link.url(), approver_url)
             .set("INSTANCE", &self.instance)
             .set("API_TOKENS_FILE", self.tokens_file.to_str().unwrap())
             .set("LISTEN", &self.address)
             .set("ADMIN_LISTEN", &self.admin_address)
-            .set("OPERATION_TIMEOUT_MS", OPERATION_TIMEOUT_MS)
+            .set("OPERATION_TIMEOUT_MS", OPERATION_TIMEOUT.as_millis().to_string())
             .set("APPROVER_TIMEOUT_MS", APPROVER_TIMEOUT_MS)
             .set("SHUTDOWN_DELAY_MS", "500")
             .log(self.log());
         self.running = Some(options.start().await);
+    }
+
+    /// Signals the replica, if it runs.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(replica) = &self.running {
+            replica.signal(signal);
+        }
     }
 
     /// `kill -9`; says what was wrong with the life that it ends.
@@ -209,9 +220,7 @@ fn last_words(replica: &Replica) -> String {
 pub struct Cluster {
     pub sites: Vec<Site>,
     pub approver: TestApprover,
-    postgres: Option<PrivatePostgres>,
-    options: PostgresOptions,
-    database: Database,
+    pub servers: Servers,
     balancer: Option<(Child, String)>,
     /// Removed with the cluster.
     scratch: Scratch,
@@ -219,13 +228,10 @@ pub struct Cluster {
 
 impl Cluster {
     /// What is drawn for it is not of the seed: other programs take ports too.
-    pub async fn start() -> Self {
+    pub async fn start(replication: Replication) -> Self {
         let random = &mut Random(u64::from(std::process::id()));
         let scratch = Scratch::new();
-        let mut options = PostgresOptions::new(scratch.0.join("postgres"));
-        options.settings = vec![("max_wal_size".to_owned(), "256MB".to_owned())];
-        let postgres = PrivatePostgres::start(&options).await.unwrap();
-        let database = Database::migrated(&postgres, "torture").await;
+        let servers = Servers::start(replication).await;
         let approver = TestApprover::start().await;
         let tokens_file = scratch.0.join("tokens");
         std::fs::write(&tokens_file, tokens::line(CALLER, TOKEN, "read,write")).unwrap();
@@ -239,7 +245,7 @@ impl Cluster {
                 instance: instance(number),
                 address: free_address(random),
                 admin_address: free_address(random),
-                proxy: Proxy::start(&database).await,
+                link: link(number, &servers).await,
                 place,
                 tokens_file: tokens_file.clone(),
                 running: None,
@@ -253,9 +259,7 @@ impl Cluster {
             balancer: start_balancer(&sites, free_address(random), &balancer_log(&scratch)),
             sites,
             approver,
-            postgres: Some(postgres),
-            options,
-            database,
+            servers,
             scratch,
         };
         cluster.approver_recovers();
@@ -317,7 +321,7 @@ impl Cluster {
     }
 
     pub fn database_url(&self, role: Role) -> String {
-        self.database.url_as(role)
+        self.servers.primary().url_as(role)
     }
 
     pub async fn launch(&mut self, number: usize) {
@@ -325,24 +329,31 @@ impl Cluster {
         self.sites[number].launch(&url).await;
     }
 
-    /// Stops PostgreSQL as a crash would, or kills it, and waits until it has ended.
-    pub async fn stop_postgres(&mut self, killed: bool) {
-        let Some(mut postgres) = self.postgres.take() else {
-            return;
-        };
-        if killed {
-            kill(Pid::from_raw(postgres.process_id()), Signal::SIGKILL).unwrap();
-            postgres.exited().await;
-        } else {
-            postgres.stop(StopMode::Immediate).await.unwrap();
+    /// The primary's machine dies, and everything follows the standby that is promoted. Returns when that answers.
+    pub async fn fail_over(&mut self) {
+        self.servers.fail_over().await;
+        self.follow();
+    }
+
+    /// Returns when commits wait for a standby that streams; makes one where the last one has become the primary.
+    pub async fn replicate(&mut self) {
+        self.servers.replicate().await;
+        self.follow();
+    }
+
+    fn follow(&mut self) {
+        for site in &mut self.sites {
+            site.link.follow(&self.servers);
         }
     }
 
-    /// Returns when PostgreSQL takes connections.
-    pub async fn start_postgres(&mut self) {
-        if self.postgres.is_none() {
-            self.postgres = Some(PrivatePostgres::start(&self.options).await.unwrap());
-        }
+    /// PgBouncer of this site starts again.
+    pub async fn start_pooler(&mut self, number: usize) {
+        self.sites[number].link.start_pooler(&self.servers).await;
+    }
+
+    pub fn has_pooler(&self) -> bool {
+        self.sites.iter().any(|site| site.link.has_pooler())
     }
 
     /// Approves at once but what is divisible by 7.
@@ -373,16 +384,22 @@ impl Cluster {
         self.sites.iter().map(Site::read_log).collect()
     }
 
-    /// Ends everything; PostgreSQL's directory goes too.
+    /// Ends everything; the directories of PostgreSQL go too.
     pub async fn stop(mut self) {
         for site in &mut self.sites {
             // What there was to say has been said.
             let _ = site.kill().await;
         }
-        if let Some(mut postgres) = self.postgres.take() {
-            postgres.stop(StopMode::Immediate).await.unwrap();
-            let _ = fs::remove_dir_all(postgres.data_dir());
-        }
+        self.servers.stop().await;
+    }
+}
+
+/// Each replica has another one.
+async fn link(number: usize, servers: &Servers) -> Link {
+    match number {
+        1 if !PgBouncer::is_missing() => Link::pooler(servers).await,
+        2 => Link::hosts(servers).await,
+        _ => Link::proxy(servers).await,
     }
 }
 

@@ -101,6 +101,8 @@ pub enum Ended {
 /// What one client asked and heard. Times are from the beginning of the run.
 #[derive(Clone, Debug)]
 pub struct Exchange {
+    /// To which replica it was sent, by its place among the logs; to the load balancer if it is beyond them.
+    pub way: usize,
     pub ask: Ask,
     pub sent_at: Duration,
     /// The same moment on the clock that the replicas see too.
@@ -127,6 +129,15 @@ impl Exchange {
             Ended::NotReached => false,
         }
     }
+}
+
+/// A time in which a replica was stopped. Times are from the beginning of the run.
+#[derive(Clone, Copy, Debug)]
+pub struct Pause {
+    /// Its place among the logs.
+    pub replica: usize,
+    pub from: Duration,
+    pub to: Duration,
 }
 
 /// What the Approver has answered. Times are from the beginning of the run.
@@ -158,10 +169,26 @@ pub struct Evidence {
     pub stored: BTreeMap<String, StoredUser>,
     pub logs: Vec<Log>,
     pub verdicts: Vec<Verdict>,
+    pub pauses: Vec<Pause>,
     /// Changes larger than this, either way, need approval.
     pub threshold: u64,
     /// No answer comes later than this.
     pub longest_answer: Duration,
     /// Whoever asked for a verdict has given it up after this time.
     pub longest_verdict: Duration,
+}
+
+impl Evidence {
+    /// How long a replica that was stopped may have slept over a request: one that was sent there, or that the load balancer
+    /// may have sent there.
+    pub fn slept_over(&self, exchange: &Exchange) -> Duration {
+        let may_reach = |pause: &&Pause| exchange.way == pause.replica || exchange.way >= self.logs.len();
+        let end = exchange
+            .said()
+            .map_or(exchange.sent_at + self.longest_answer, |_| exchange.ended_at);
+        let slept = self.pauses.iter().filter(may_reach).filter(|pause| pause.from <= end);
+        slept
+            .map(|pause| pause.to.saturating_sub(exchange.sent_at.max(pause.from)))
+            .sum()
+    }
 }

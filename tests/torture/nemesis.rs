@@ -9,15 +9,17 @@ use nix::unistd::Pid;
 use tokio::sync::mpsc;
 use tokio::time::{interval, sleep, timeout};
 
-use crate::cluster::{Cluster, REPLICAS};
+use crate::cluster::{Cluster, LONGEST_PAUSE, OPERATION_TIMEOUT, REPLICAS, SHORTEST_PAUSE};
 use crate::evidence::{Ask, Change};
 use crate::model::{Micros, Random};
 use crate::support::approver::Behaviour;
 use crate::support::postgres::Role;
-use crate::support::proxy::Lost;
+use crate::support::proxy::{Lost, Proxy};
 use crate::support::usage::Usage;
 use crate::workload::Recorder;
 
+/// The service is back within this time after most faults.
+const BACK_WITHIN: Duration = Duration::from_secs(2);
 /// A probe is sent this often until one has a good answer.
 const PROBE_EVERY: Duration = Duration::from_millis(100);
 /// What a replica may take more than after the first time of each fault: memory, and descriptors of clients that came.
@@ -55,9 +57,13 @@ pub enum Fault {
     KilledAfterRotation,
     RowLocked,
     TerminatedWhileConnectionsAreHeld,
+    PrimaryKilledStandbyPromoted,
+    ReplicaPaused,
+    ConnectionsSwallowed,
+    PoolerKilled,
 }
 
-const ALL: [Fault; 26] = [
+const ALL: [Fault; 30] = [
     Fault::ReplicaKilled,
     Fault::AllReplicasKilled,
     Fault::ReplicaTerminated,
@@ -84,9 +90,22 @@ const ALL: [Fault; 26] = [
     Fault::KilledAfterRotation,
     Fault::RowLocked,
     Fault::TerminatedWhileConnectionsAreHeld,
+    Fault::PrimaryKilledStandbyPromoted,
+    Fault::ReplicaPaused,
+    Fault::ConnectionsSwallowed,
+    Fault::PoolerKilled,
 ];
 
 impl Fault {
+    /// The first good answer of each kind comes within this time after the fault is over.
+    fn back_within(self) -> Duration {
+        match self {
+            // One deadline and a second.
+            Self::ConnectionsSwallowed => OPERATION_TIMEOUT + Duration::from_secs(1),
+            _ => BACK_WITHIN,
+        }
+    }
+
     fn ends_replicas(self) -> bool {
         matches!(
             self,
@@ -112,8 +131,8 @@ pub struct Nemesis<'a> {
     pub recorder: Arc<Recorder>,
     pub random: Random,
     pub faults: Faults,
-    /// The first good answer of each kind must come within this time after a fault is over.
-    pub back_within: Duration,
+    /// So many times as long as a fault allows may it take until the service is back.
+    pub patience: u32,
     /// The most that any replica has taken.
     pub peak: Usage,
     /// Ends no replica.
@@ -138,6 +157,8 @@ impl Nemesis<'_> {
                 for index in (1..order.len()).rev() {
                     order.swap(index, usize::try_from(self.random.next() % (index as u64 + 1)).unwrap());
                 }
+                // A short run has time for some of them, and for this one.
+                order.sort_by_key(|fault| *fault == Fault::PrimaryKilledStandbyPromoted);
             }
             let Some(fault) = order.pop() else { continue };
             self.rage_once(fault).await;
@@ -148,6 +169,7 @@ impl Nemesis<'_> {
     pub async fn rage_once(&mut self, fault: Fault) {
         if self.befall(fault).await {
             self.back(fault, Instant::now()).await;
+            self.cluster.replicate().await;
             self.watch();
             self.pause(200, 800).await;
         }
@@ -204,9 +226,9 @@ impl Nemesis<'_> {
                 }
             }
             Fault::PostgresStoppedAtOnce | Fault::PostgresKilled => {
-                self.cluster.stop_postgres(fault == Fault::PostgresKilled).await;
+                self.cluster.servers.stop_primary(fault == Fault::PostgresKilled).await;
                 self.pause(0, 1_500).await;
-                self.cluster.start_postgres().await;
+                self.cluster.servers.start_primary().await;
             }
             Fault::BackendKilled => self.kill_backend().await,
             Fault::BackendsTerminated => {
@@ -222,39 +244,39 @@ impl Nemesis<'_> {
             Fault::RequestsSwallowed => self.lose(one, Lost::Requests).await,
             Fault::ConnectionsCut => {
                 for _ in 0..5 {
-                    self.cluster.sites[one].proxy.break_connections();
+                    self.cluster.sites[one].link.each(Proxy::break_connections);
                     self.pause(0, 150).await;
                 }
             }
             Fault::ConnectionsHeld => {
-                self.cluster.sites[one].proxy.hold();
+                self.cluster.sites[one].link.each(Proxy::hold);
                 self.pause(300, 2_500).await;
-                self.cluster.sites[one].proxy.mend();
+                self.cluster.sites[one].link.each(Proxy::mend);
             }
             Fault::ConnectionsSlow => {
-                self.cluster.sites[one].proxy.slow();
+                self.cluster.sites[one].link.each(Proxy::slow);
                 self.pause(500, 2_500).await;
-                self.cluster.sites[one].proxy.mend();
+                self.cluster.sites[one].link.each(Proxy::mend);
             }
             Fault::KilledWhileAnswersAreSwallowed => {
-                self.cluster.sites[one].proxy.lose(Lost::Answers);
+                self.cluster.sites[one].link.each(|proxy| proxy.lose(Lost::Answers));
                 self.pause(20, 300).await;
                 self.kill(one).await;
-                self.cluster.sites[one].proxy.mend();
+                self.cluster.sites[one].link.each(Proxy::mend);
                 self.cluster.launch(one).await;
             }
             Fault::KilledWhileRequestsAreHeld => {
-                self.cluster.sites[one].proxy.hold();
+                self.cluster.sites[one].link.each(Proxy::hold);
                 self.pause(20, 300).await;
                 self.kill(one).await;
                 // What is held reaches PostgreSQL while the next life of the replica begins.
-                self.cluster.sites[one].proxy.mend();
+                self.cluster.sites[one].link.each(Proxy::mend);
                 self.cluster.launch(one).await;
             }
             Fault::AllKilledAndPostgresToo => {
                 self.kill_all().await;
-                self.cluster.stop_postgres(true).await;
-                self.cluster.start_postgres().await;
+                self.cluster.servers.stop_primary(true).await;
+                self.cluster.servers.start_primary().await;
                 self.launch_all().await;
             }
             Fault::ApproverHangs | Fault::ApproverErrs | Fault::ApproverResets | Fault::ApproverTooSlow => {
@@ -314,12 +336,34 @@ impl Nemesis<'_> {
                 sql.batch_execute("ROLLBACK").await.unwrap();
             }
             Fault::TerminatedWhileConnectionsAreHeld => {
-                self.cluster.sites[one].proxy.hold();
+                self.cluster.sites[one].link.each(Proxy::hold);
                 self.pause(0, 300).await;
                 let ended = self.cluster.sites[one].terminate().await;
                 self.troubles.extend(ended.err());
-                self.cluster.sites[one].proxy.mend();
+                self.cluster.sites[one].link.each(Proxy::mend);
                 self.cluster.launch(one).await;
+            }
+            Fault::PrimaryKilledStandbyPromoted => self.cluster.fail_over().await,
+            Fault::ReplicaPaused => {
+                let (shortest, longest) = (SHORTEST_PAUSE.as_millis(), LONGEST_PAUSE.as_millis());
+                let recorder = Arc::clone(&self.recorder);
+                let stopped = async {
+                    self.cluster.sites[one].signal(Signal::SIGSTOP);
+                    self.pause(i64::try_from(shortest).unwrap(), i64::try_from(longest).unwrap())
+                        .await;
+                    self.cluster.sites[one].signal(Signal::SIGCONT);
+                };
+                recorder.pause(one, stopped).await;
+            }
+            Fault::ConnectionsSwallowed => {
+                self.cluster.sites[one].link.each(Proxy::swallow_open_connections);
+            }
+            Fault::PoolerKilled => {
+                let pooled = self.cluster.sites.iter().position(|site| site.link.has_pooler());
+                let Some(pooled) = pooled else { return false };
+                self.cluster.sites[pooled].link.kill_pooler();
+                self.pause(0, 500).await;
+                self.cluster.start_pooler(pooled).await;
             }
         }
         true
@@ -350,11 +394,11 @@ impl Nemesis<'_> {
     }
 
     async fn lose(&mut self, one: usize, lost: Lost) {
-        self.cluster.sites[one].proxy.lose(lost);
+        self.cluster.sites[one].link.each(|proxy| proxy.lose(lost));
         self.pause(50, 1_500).await;
-        self.cluster.sites[one].proxy.mend();
+        self.cluster.sites[one].link.each(Proxy::mend);
         // A connection that has lost something is of no use.
-        self.cluster.sites[one].proxy.break_connections();
+        self.cluster.sites[one].link.each(Proxy::break_connections);
     }
 
     /// `kill -9` of one of PostgreSQL's processes: it ends the others too and recovers by itself.
@@ -394,7 +438,7 @@ impl Nemesis<'_> {
                 self.troubles.push(trouble);
             }
         }
-        if took > self.back_within {
+        if took > fault.back_within() * self.patience {
             self.troubles
                 .push(format!("the service was back {took:?} after {fault:?}"));
         }

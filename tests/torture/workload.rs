@@ -11,11 +11,12 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::HeaderMap;
 use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::checker::moment;
-use crate::cluster::TOKEN;
-use crate::evidence::{Ask, Change, Ended, Exchange, Page, PageEnd, Said};
+use crate::cluster::{LONGEST_ANSWER, LONGEST_PAUSE, REPLICAS, TOKEN};
+use crate::evidence::{Ask, Change, Ended, Exchange, Page, PageEnd, Pause, Said};
 use crate::model::{Micros, Random, rfc3339};
 use crate::support::client::http_client_with_token;
 
@@ -23,8 +24,14 @@ const SECOND: i64 = 1_000_000;
 const HOT: [&str; 3] = ["hot α", "a/b?c=d", "docs"];
 const COLD: i64 = 400;
 pub const THRESHOLD: u64 = 100_000;
-/// No answer within this time is a hang: the replicas give up after 3 s and some grace.
-const PATIENCE: Duration = Duration::from_secs(9);
+/// No answer within this time is a hang: the replicas give up after 3 s and some grace, and may be stopped meanwhile.
+const PATIENCE: Duration = LONGEST_ANSWER
+    .saturating_add(LONGEST_PAUSE)
+    .saturating_add(Duration::from_secs(3));
+/// How long a client in a hurry waits for a replica that is stopped.
+const HURRY: Duration = Duration::from_millis(200);
+/// One client of so many waits for a replica that is stopped until it goes on.
+const PATIENT_EVERY: usize = 4;
 /// After all operations: 2200-01-01.
 const AFTER_ALL: Micros = 7_258_118_400 * SECOND;
 
@@ -37,6 +44,9 @@ pub struct Recorder {
     exchanges: Mutex<Vec<Exchange>>,
     /// Requests that were not answered in time.
     hangs: Mutex<Vec<String>>,
+    pauses: Mutex<Vec<Pause>>,
+    /// The replica that is stopped.
+    paused: watch::Sender<Option<usize>>,
     /// Makes amounts of some big changes, and moments of histories, unlike all others.
     next_number: AtomicI64,
 }
@@ -49,6 +59,8 @@ impl Recorder {
             urls,
             exchanges: Mutex::default(),
             hangs: Mutex::default(),
+            pauses: Mutex::default(),
+            paused: watch::Sender::default(),
             next_number: AtomicI64::new(1),
         }
     }
@@ -57,31 +69,61 @@ impl Recorder {
         self.next_number.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub fn take(&self) -> (Vec<Exchange>, Vec<String>) {
+    pub fn take(&self) -> (Vec<Exchange>, Vec<Pause>) {
         let exchanges = std::mem::take(&mut *self.exchanges.lock().unwrap());
-        (exchanges, std::mem::take(&mut *self.hangs.lock().unwrap()))
+        (exchanges, std::mem::take(&mut *self.pauses.lock().unwrap()))
+    }
+
+    pub fn take_hangs(&self) -> Vec<String> {
+        std::mem::take(&mut *self.hangs.lock().unwrap())
+    }
+
+    /// Notes that a replica is stopped while `stopped` lasts.
+    pub async fn pause(&self, replica: usize, stopped: impl Future<Output = ()>) {
+        let from = self.began.elapsed();
+        self.paused.send_replace(Some(replica));
+        stopped.await;
+        self.paused.send_replace(None);
+        let to = self.began.elapsed();
+        self.pauses.lock().unwrap().push(Pause { replica, from, to });
     }
 
     /// Sends a request by this way and waits for the answer.
     pub async fn send(&self, way: usize, ask: Ask) -> Option<Said> {
-        self.send_for(way, ask, PATIENCE).await
+        self.send_until(way, ask, std::future::pending()).await
     }
 
-    /// As [`send`](Self::send), but hangs up after this time.
-    async fn send_for(&self, way: usize, ask: Ask, patience: Duration) -> Option<Said> {
+    /// As [`send`](Self::send), but hangs up a little after a replica was stopped that the way leads to, or may lead to.
+    async fn send_in_a_hurry(&self, way: usize, ask: Ask) -> Option<Said> {
+        let mut paused = self.paused.subscribe();
+        let given_up = async {
+            let leads_there = |paused: &Option<usize>| paused.is_some_and(|replica| replica == way || way >= REPLICAS);
+            if paused.wait_for(leads_there).await.is_ok() {
+                sleep(HURRY).await;
+            }
+        };
+        self.send_until(way, ask, given_up).await
+    }
+
+    /// As [`send`](Self::send), but hangs up when the client has given up.
+    async fn send_until(&self, way: usize, ask: Ask, given_up: impl Future<Output = ()>) -> Option<Said> {
         let (sent_at, sent_by_clock) = (self.began.elapsed(), clock());
-        let answer = timeout(patience, heard(self.request(way, &ask))).await;
+        let ended = tokio::select! {
+            answer = timeout(PATIENCE, heard(self.request(way, &ask))) => answer.unwrap_or_else(|_| {
+                let hang = format!("{ask:?} by way {way} at {sent_at:?}");
+                self.hangs.lock().unwrap().push(hang);
+                Ended::Broken
+            }),
+            () = given_up => Ended::Broken,
+        };
         let ended_at = self.began.elapsed();
-        if answer.is_err() && patience == PATIENCE {
-            let hang = format!("{ask:?} by way {way} at {sent_at:?}");
-            self.hangs.lock().unwrap().push(hang);
-        }
         let exchange = Exchange {
+            way,
             ask,
             sent_at,
             sent_by_clock,
             ended_at,
-            ended: answer.unwrap_or(Ended::Broken),
+            ended,
         };
         let said = exchange.said().cloned();
         self.exchanges.lock().unwrap().push(exchange);
@@ -302,11 +344,11 @@ impl LoadClient {
                 // Hangs up in the middle, mostly before the answer.
                 let ask = Ask::Change(Arc::new(self.change(false)));
                 let patience = Duration::from_micros(self.random.next() % 20_000);
-                self.recorder.send_for(way, ask, patience).await
+                self.recorder.send_until(way, ask, sleep(patience)).await
             }
             42..75 => {
                 let ask = Ask::Change(Arc::new(self.change(false)));
-                self.recorder.send(way, ask).await
+                self.send(way, ask).await
             }
             _ => self.keyed(way).await,
         };
@@ -318,10 +360,17 @@ impl LoadClient {
         sleep(Duration::from_micros(pause)).await;
     }
 
+    async fn send(&self, way: usize, ask: Ask) -> Option<Said> {
+        match self.number.is_multiple_of(PATIENT_EVERY) {
+            true => self.recorder.send(way, ask).await,
+            false => self.recorder.send_in_a_hurry(way, ask).await,
+        }
+    }
+
     async fn read(&mut self, way: usize, of_a_moment: bool) -> Option<Said> {
         let user = self.user();
         let at = of_a_moment.then(|| self.moment());
-        self.recorder.send(way, Ask::Balance { user, at }).await
+        self.send(way, Ask::Balance { user, at }).await
     }
 
     /// A page of a history, and at times those that follow it, on other ways.
@@ -342,7 +391,6 @@ impl LoadClient {
                 ..page
             };
             let said = self
-                .recorder
                 .send(way, Ask::History(Arc::new(page_of(page.beyond.clone()))))
                 .await;
             let end = said.as_ref().and_then(end_of);
@@ -373,7 +421,7 @@ impl LoadClient {
             };
             asks.push((self.way(), Ask::Change(ask)));
         }
-        let sent = asks.into_iter().map(|(way, ask)| self.recorder.send(way, ask));
+        let sent = asks.into_iter().map(|(way, ask)| self.send(way, ask));
         let mut said = join_all(sent).await.swap_remove(0);
         for _ in 0..self.random.next() % 4 {
             let settled = said.as_ref().is_some_and(|said| said.status != 503);
@@ -382,7 +430,7 @@ impl LoadClient {
             }
             sleep(Duration::from_millis(self.random.next() % 50)).await;
             let way = self.way();
-            said = self.recorder.send(way, Ask::Change(Arc::clone(&change))).await;
+            said = self.send(way, Ask::Change(Arc::clone(&change))).await;
         }
         said
     }

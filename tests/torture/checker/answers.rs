@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::lines::{Subject, subject_of};
 use super::{CLOCKS_APART, Kind, Violation, moment};
 use crate::evidence::{Ask, Ended, Evidence, Exchange, Said};
 
@@ -17,11 +18,38 @@ pub(super) fn check(evidence: &Evidence) -> Vec<Violation> {
             Ended::Answered(said) => said_well(exchange, said, &mut say),
             Ended::NotReached | Ended::Broken => continue,
         }
-        if took(exchange) > evidence.longest_answer {
+        if is_late(exchange, evidence) {
             say(Kind::Late, "the answer came too late");
         }
     }
     violations
+}
+
+/// A replica that was stopped answers late, and no other does.
+fn is_late(exchange: &Exchange, evidence: &Evidence) -> bool {
+    let late_by = took(exchange).saturating_sub(evidence.longest_answer);
+    let slept = || evidence.slept_over(exchange);
+    let chosen_by_balancer = exchange.way >= evidence.logs.len();
+    !late_by.is_zero() && (late_by > slept() || chosen_by_balancer && !woke_to_answer(exchange, evidence))
+}
+
+/// Whether the log of a replica that had been stopped has a line from after it, as of this answer.
+fn woke_to_answer(exchange: &Exchange, evidence: &Evidence) -> bool {
+    let clock = |at: Duration| {
+        let since = i64::try_from(at.saturating_sub(exchange.sent_at).as_micros()).unwrap_or(i64::MAX);
+        exchange.sent_by_clock + since
+    };
+    evidence.pauses.iter().any(|pause| {
+        let woken = clock(pause.to) - CLOCKS_APART..=clock(exchange.ended_at) + CLOCKS_APART;
+        evidence.logs[pause.replica].lines.iter().any(|line| {
+            let is_of_it = |(operation, user, context): Subject<'_>| {
+                line["operation"] == operation
+                    && line["userId"] == user
+                    && line["context"].as_str().unwrap_or_default() == context
+            };
+            is_of_it(subject_of(&exchange.ask)) && moment(&line["at"]).is_some_and(|at| woken.contains(&at))
+        })
+    })
 }
 
 fn took(exchange: &Exchange) -> Duration {

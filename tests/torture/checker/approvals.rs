@@ -105,13 +105,14 @@ impl<'a> Seeker<'a> {
     fn can_use(&self, verdict: &Verdict, evidence: &Evidence) -> bool {
         let taken = verdict.sent_at.saturating_sub(verdict.asked_at);
         let is_within = |exchange: &&Exchange| {
+            let slept = evidence.slept_over(exchange);
             let end = match exchange.said() {
                 Some(_) => exchange.ended_at,
                 // The replica goes on when its client has gone.
-                None => exchange.sent_at + evidence.longest_answer,
+                None => exchange.sent_at + evidence.longest_answer + slept,
             };
-            exchange.sent_at <= verdict.asked_at && verdict.sent_at <= end
+            exchange.sent_at <= verdict.asked_at && verdict.sent_at <= end && taken <= evidence.longest_verdict + slept
         };
-        taken <= evidence.longest_verdict && verdict.sent_at <= self.until && self.exchanges.iter().any(is_within)
+        verdict.sent_at <= self.until && self.exchanges.iter().any(is_within)
     }
 }

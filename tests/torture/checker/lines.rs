@@ -13,7 +13,7 @@ use crate::evidence::{Ask, Ended, Evidence, Exchange, Log, Said};
 use crate::model::{Micros, Stored};
 
 /// By which the lines of one change, or of one user's reads of one kind, find together.
-type Subject<'a> = (&'a str, &'a str, &'a str);
+pub(super) type Subject<'a> = (&'a str, &'a str, &'a str);
 
 /// RFC 3339 in UTC with six digits: all moments of answers are as long.
 const AT: &str = "2026-01-31T12:00:00.000000Z";
@@ -89,12 +89,12 @@ pub(super) fn check(evidence: &Evidence) -> (Vec<Violation>, Vec<Exchange>) {
         if *operation == "changeBalance" {
             matter.lines_of_changes_are_true(&stored, &mut say);
         }
-        unheard.extend(matter.pair(evidence.longest_answer, &mut say));
+        unheard.extend(matter.pair(evidence, &mut say));
     }
     (violations, unheard)
 }
 
-fn subject_of(ask: &Ask) -> Subject<'_> {
+pub(super) fn subject_of(ask: &Ask) -> Subject<'_> {
     match ask {
         Ask::Change(change) => ("changeBalance", &change.user, &change.context),
         Ask::Balance { user, .. } => ("getBalance", user, ""),
@@ -193,7 +193,7 @@ impl Matter<'_> {
     }
 
     /// Each answer with a line has it, and no line is left over. Returns what the lines tell that no client has heard.
-    fn pair(&self, longest: Duration, say: &mut impl FnMut(Kind, String)) -> Vec<Exchange> {
+    fn pair(&self, evidence: &Evidence, say: &mut impl FnMut(Kind, String)) -> Vec<Exchange> {
         let (with, without): (Vec<&Exchange>, Vec<&Exchange>) =
             self.exchanges.iter().partition(|one| one.said().is_some_and(is_lined));
         let may_have = without
@@ -201,8 +201,8 @@ impl Matter<'_> {
             .filter(|one: &&Exchange| !matches!(one.ended, Ended::NotReached));
         let seekers: Vec<Seeker<'_>> = with
             .iter()
-            .map(|exchange| Seeker::of(exchange, longest))
-            .chain(may_have.map(|exchange| Seeker::of(exchange, longest)))
+            .map(|exchange| Seeker::of(exchange, evidence))
+            .chain(may_have.map(|exchange| Seeker::of(exchange, evidence)))
             .collect();
         let candidates = Candidates::of(&self.lines);
         let fitting: Vec<Vec<usize>> = seekers
@@ -299,7 +299,7 @@ struct Seeker<'a> {
 }
 
 impl<'a> Seeker<'a> {
-    fn of(exchange: &'a Exchange, longest: Duration) -> Self {
+    fn of(exchange: &'a Exchange, evidence: &Evidence) -> Self {
         let about = match &exchange.ask {
             Ask::Change(change) => Some(change.timestamp),
             Ask::Balance { at, .. } => at.or_else(|| moment(&exchange.said()?.body["timestamp"])),
@@ -308,7 +308,7 @@ impl<'a> Seeker<'a> {
         let took = match exchange.said() {
             Some(_) => exchange.ended_at.saturating_sub(exchange.sent_at),
             // The replica goes on when its client has gone.
-            None => longest,
+            None => evidence.longest_answer + evidence.slept_over(exchange),
         };
         let took = i64::try_from(took.as_micros()).unwrap_or(i64::MAX);
         let from = exchange.sent_by_clock;

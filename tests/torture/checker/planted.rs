@@ -43,6 +43,7 @@ fn nothing() -> Evidence {
 
 fn exchange(ask: Ask, (sent_at, ended_at): (Duration, Duration), ended: Ended) -> Exchange {
     Exchange {
+        way: 0,
         ask,
         sent_at,
         sent_by_clock: clock(sent_at),

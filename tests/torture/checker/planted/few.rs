@@ -1,6 +1,7 @@
 //! Violations that take a certain few requests to be seen, each planted among those that keep every promise.
 
 use super::*;
+use crate::evidence::Pause;
 
 /// One user's requests, one after the other: each takes a second, and is carried out in the middle of it.
 #[derive(Default)]
@@ -425,6 +426,36 @@ fn an_answer_that_comes_too_late_is_found() {
     let run = few().send(&read(Some(5))).sound();
     let late = run.but(|evidence| evidence.exchanges[0].ended_at = LONGEST_ANSWER + Duration::from_millis(1));
     found(&late, Kind::Late);
+}
+
+#[test]
+fn an_answer_that_a_replica_slept_over_is_late_unless_that_replica_gave_it() {
+    let (woke_at, ended_at) = (Duration::from_secs(9), Duration::from_millis(9_500));
+    let late = |way: usize, paused: usize| {
+        few().send(&change("one", 1, None)).sound().but(|evidence| {
+            evidence.logs.push(Log {
+                instance: "two".to_owned(),
+                ..Log::default()
+            });
+            evidence.logs[0].lines[0]["at"] = "2026-01-31T12:00:09.500000Z".into();
+            evidence.pauses.push(Pause {
+                replica: paused,
+                from: Duration::from_millis(200),
+                to: woke_at,
+            });
+            let exchange = &mut evidence.exchanges[0];
+            (exchange.way, exchange.ended_at) = (way, ended_at);
+        })
+    };
+    let (of_the_line, other, balancer) = (0, 1, 2);
+    for way in [of_the_line, balancer] {
+        let violations = check(&late(way, of_the_line));
+        assert!(violations.is_empty(), "{way}: {}", summary(&violations));
+        found(&late(way, other), Kind::Late);
+    }
+    let mut evidence = late(of_the_line, of_the_line);
+    evidence.pauses[0].to = Duration::from_secs(3);
+    found(&evidence, Kind::Late);
 }
 
 #[test]
