@@ -32,9 +32,7 @@ async fn verify_names_each_change_that_is_lost_when_a_standby_that_lags_is_promo
     let sql = cluster.sql().await;
     until_stored(&sql, stored(&sql).await + STORED_EACH).await;
     workload.stop().await;
-    for site in &mut cluster.sites {
-        site.terminate().await.unwrap();
-    }
+    assert_eq!(cluster.terminate_all().await, Vec::<String>::new());
     let verified = verify(&cluster).await;
     let evidence = evidence(&cluster, &recorder).await;
     cluster.stop().await;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use nix::sys::signal::Signal;
 use percent_encoding::percent_decode_str;
 use serde_json::Value;
@@ -344,6 +345,18 @@ impl Cluster {
     fn follow(&mut self) {
         for site in &mut self.sites {
             site.link.follow(&self.servers);
+        }
+    }
+
+    /// Tells all replicas to end, and waits for them; says what was wrong with their ends.
+    pub async fn terminate_all(&mut self) -> Vec<String> {
+        let ended = join_all(self.sites.iter_mut().map(Site::terminate)).await;
+        ended.into_iter().filter_map(Result::err).collect()
+    }
+
+    pub async fn launch_all(&mut self) {
+        for number in 0..REPLICAS {
+            self.launch(number).await;
         }
     }
 

@@ -30,7 +30,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use cluster::{Cluster, LONGEST_ANSWER, LONGEST_VERDICT, REPLICAS, Site};
+use cluster::{Cluster, LONGEST_ANSWER, LONGEST_VERDICT, Site};
 use evidence::{Ended, Evidence};
 use nemesis::{Fault, Faults, Nemesis};
 use servers::Replication;
@@ -40,7 +40,7 @@ use support::usage::Usage;
 use tokio::process::Command;
 use workload::{Recorder, THRESHOLD, Workload};
 
-const SHORT_RUN: Duration = Duration::from_secs(28);
+const SHORT_RUN: Duration = Duration::from_secs(24);
 const ROUND_SECONDS: u64 = 180;
 const CLIENTS: usize = 24;
 /// How fast the service is back is a matter of the machine too, which other programs may share with the short run.
@@ -124,13 +124,9 @@ async fn round(seed: u64, duration: Duration, patience: u32) {
     nemesis.rage_once(Fault::AllKilledAndPostgresToo).await;
     workload.settle(&mut random).await;
     // What reached PostgreSQL after its replica had died has its line after another start.
-    for number in 0..REPLICAS {
-        nemesis.restart(number).await;
-    }
-    for site in &mut nemesis.cluster.sites {
-        let ended = site.terminate().await;
-        nemesis.troubles.extend(ended.err());
-    }
+    nemesis.troubles.extend(nemesis.cluster.terminate_all().await);
+    nemesis.cluster.launch_all().await;
+    nemesis.troubles.extend(nemesis.cluster.terminate_all().await);
     let (faults, peak, mut troubles) = (nemesis.faults, nemesis.peak, nemesis.troubles);
     troubles.extend(cluster.balancer_lives().err());
     let verified = verify(&cluster).await;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::{join, join_all};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::sync::mpsc;
@@ -25,6 +26,10 @@ const PROBE_EVERY: Duration = Duration::from_millis(100);
 /// What a replica may take more than after the first time of each fault: memory, and descriptors of clients that came.
 const MOST_GROWTH_KIB: u64 = 16 * 1024;
 const MOST_NEW: usize = 40;
+/// How many connections to PostgreSQL a replica may have.
+const CONNECTIONS: usize = 16;
+/// Enough for a replica to use all connections that it has for them.
+const PAGES_AT_ONCE: usize = 64;
 /// Long after this the service will not be back by itself.
 const GIVE_UP: Duration = Duration::from_secs(20);
 
@@ -97,15 +102,6 @@ const ALL: [Fault; 30] = [
 ];
 
 impl Fault {
-    /// The first good answer of each kind comes within this time after the fault is over.
-    fn back_within(self) -> Duration {
-        match self {
-            // One deadline and a second.
-            Self::ConnectionsSwallowed => OPERATION_TIMEOUT + Duration::from_secs(1),
-            _ => BACK_WITHIN,
-        }
-    }
-
     fn ends_replicas(self) -> bool {
         matches!(
             self,
@@ -217,7 +213,7 @@ impl Nemesis<'_> {
             }
             Fault::AllReplicasKilled => {
                 self.kill_all().await;
-                self.launch_all().await;
+                self.cluster.launch_all().await;
             }
             Fault::ReplicaTerminated => self.restart(one).await,
             Fault::RollingRestart => {
@@ -277,7 +273,7 @@ impl Nemesis<'_> {
                 self.kill_all().await;
                 self.cluster.servers.stop_primary(true).await;
                 self.cluster.servers.start_primary().await;
-                self.launch_all().await;
+                self.cluster.launch_all().await;
             }
             Fault::ApproverHangs | Fault::ApproverErrs | Fault::ApproverResets | Fault::ApproverTooSlow => {
                 match fault {
@@ -356,7 +352,9 @@ impl Nemesis<'_> {
                 recorder.pause(one, stopped).await;
             }
             Fault::ConnectionsSwallowed => {
-                self.cluster.sites[one].link.each(Proxy::swallow_open_connections);
+                // Many clients would try all connections at once, so that any number of them costs one deadline.
+                let recorder = Arc::clone(&self.recorder);
+                recorder.hush(self.swallow_connections(one)).await;
             }
             Fault::PoolerKilled => {
                 let pooled = self.cluster.sites.iter().position(|site| site.link.has_pooler());
@@ -380,14 +378,8 @@ impl Nemesis<'_> {
         }
     }
 
-    async fn launch_all(&mut self) {
-        for number in 0..REPLICAS {
-            self.cluster.launch(number).await;
-        }
-    }
-
     /// SIGTERM, the end, and a new life.
-    pub async fn restart(&mut self, number: usize) {
+    async fn restart(&mut self, number: usize) {
         let ended = self.cluster.sites[number].terminate().await;
         self.troubles.extend(ended.err());
         self.cluster.launch(number).await;
@@ -399,6 +391,24 @@ impl Nemesis<'_> {
         self.cluster.sites[one].link.each(Proxy::mend);
         // A connection that has lost something is of no use.
         self.cluster.sites[one].link.each(Proxy::break_connections);
+    }
+
+    /// Swallows what is sent on the connections that a replica has open, as many as it may have. One deadline and a second
+    /// later it answers every request well.
+    async fn swallow_connections(&mut self, number: usize) {
+        // Pages of histories are read each by itself.
+        let pages = (0..PAGES_AT_ONCE).map(|_| self.recorder.send(number, self.recorder.last_page("probe")));
+        join_all(pages).await;
+        self.cluster.sites[number].link.each(Proxy::swallow_open_connections);
+        let found_out = self.recorder.send(number, probe(&self.recorder, 0));
+        join(found_out, sleep(OPERATION_TIMEOUT + Duration::from_secs(1))).await;
+        for _ in 0..CONNECTIONS {
+            let said = self.recorder.send(number, probe(&self.recorder, 1)).await;
+            if said.as_ref().is_none_or(|said| said.status != 200) {
+                self.troubles.push(format!("swallowed connections still cost {said:?}"));
+                return;
+            }
+        }
     }
 
     /// `kill -9` of one of PostgreSQL's processes: it ends the others too and recovers by itself.
@@ -427,7 +437,7 @@ impl Nemesis<'_> {
     /// Waits until each replica, and the load balancer, give good answers to a read, a change and a big change.
     async fn back(&mut self, fault: Fault, over: Instant) {
         let probes = (0..self.recorder.urls.len()).map(|way| back(&self.recorder, way));
-        let back = futures_util::future::join_all(probes).await;
+        let back = join_all(probes).await;
         let took = over.elapsed();
         let (times, longest) = self.faults.entry(fault).or_default();
         *times += 1;
@@ -438,7 +448,7 @@ impl Nemesis<'_> {
                 self.troubles.push(trouble);
             }
         }
-        if took > fault.back_within() * self.patience {
+        if took > BACK_WITHIN * self.patience {
             self.troubles
                 .push(format!("the service was back {took:?} after {fault:?}"));
         }

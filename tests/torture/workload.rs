@@ -30,6 +30,8 @@ const PATIENCE: Duration = LONGEST_ANSWER
     .saturating_add(Duration::from_secs(3));
 /// How long a client in a hurry waits for a replica that is stopped.
 const HURRY: Duration = Duration::from_millis(200);
+/// So many clients go on when the others are to be silent.
+const NEVER_HUSHED: usize = 2;
 /// One client of so many waits for a replica that is stopped until it goes on.
 const PATIENT_EVERY: usize = 4;
 /// After all operations: 2200-01-01.
@@ -47,6 +49,8 @@ pub struct Recorder {
     pauses: Mutex<Vec<Pause>>,
     /// The replica that is stopped.
     paused: watch::Sender<Option<usize>>,
+    /// Whether most clients send nothing.
+    is_hushed: watch::Sender<bool>,
     /// Makes amounts of some big changes, and moments of histories, unlike all others.
     next_number: AtomicI64,
 }
@@ -61,8 +65,21 @@ impl Recorder {
             hangs: Mutex::default(),
             pauses: Mutex::default(),
             paused: watch::Sender::default(),
+            is_hushed: watch::Sender::default(),
             next_number: AtomicI64::new(1),
         }
+    }
+
+    /// A page of a user's history that no other request asks for.
+    pub fn last_page(&self, user: &str) -> Ask {
+        Ask::History(Arc::new(Page {
+            user: user.to_owned(),
+            from: None,
+            to: AFTER_ALL + self.number(),
+            ascending: false,
+            limit: 30,
+            beyond: None,
+        }))
     }
 
     pub fn number(&self) -> i64 {
@@ -86,6 +103,13 @@ impl Recorder {
         self.paused.send_replace(None);
         let to = self.began.elapsed();
         self.pauses.lock().unwrap().push(Pause { replica, from, to });
+    }
+
+    /// Keeps most clients from sending anything until this is done.
+    pub async fn hush(&self, until: impl Future<Output = ()>) {
+        self.is_hushed.send_replace(true);
+        until.await;
+        self.is_hushed.send_replace(false);
     }
 
     /// Sends a request by this way and waits for the answer.
@@ -270,7 +294,11 @@ impl Workload {
             };
             let enough = Arc::clone(&enough);
             tokio::spawn(async move {
+                let mut is_hushed = client.recorder.is_hushed.subscribe();
                 while !enough.load(Ordering::Relaxed) {
+                    if client.number >= NEVER_HUSHED {
+                        let _ = is_hushed.wait_for(|is_hushed| !is_hushed).await;
+                    }
                     client.step().await;
                 }
             })
