@@ -10,12 +10,13 @@
 //! the [`operations_log`]. Reads go the same way. [`replica`] wires these parts together and takes them apart;
 //! [`telemetry`] knows for which request something is done, and is the process's log and traces; [`metrics`] counts.
 //! [`commands`] are the program's subcommands; [`dev`] is what `balance dev` brings along; [`tls`] is how connections are
-//! encrypted, whoever opens them; [`small_file`] reads the files that settings name.
+//! encrypted, whoever opens them; [`small_file`] reads the files that settings name; `progress` shows how far a long wait
+//! has come.
 //!
 //! # What is never so
 //!
-//! - Imports point up this list only, and a test reads them: `small_file`; `causes`, `domain`, `tls`, `version`; `config`; `telemetry`;
-//!   `metrics`, `retry`; `store`, `approver`, `operations_log`, `tokens`; `verify`; `ledger`; `service`; `http`; `server`;
+//! - Imports point up this list only, and a test reads them: `small_file`; `causes`, `domain`, `progress`, `tls`, `version`; `config`;
+//!   `telemetry`; `metrics`, `retry`; `store`, `approver`, `operations_log`, `tokens`; `verify`; `ledger`; `service`; `http`; `server`;
 //!   `dev`; `replica`; `commands`.
 //! - The domain does no I/O and reads no clock.
 //! - Nothing that correctness depends on is kept in a process: replicas meet only in PostgreSQL.
@@ -32,6 +33,7 @@ pub mod http;
 pub mod ledger;
 pub mod metrics;
 pub mod operations_log;
+mod progress;
 pub mod replica;
 pub mod retry;
 pub mod server;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// Rooms from the bottom of the house up; those of one line do not know each other.
 const ORDER: [&[&str]; 14] = [
     &["small_file"],
-    &["causes", "domain", "tls", "version"],
+    &["causes", "domain", "progress", "tls", "version"],
     &["config"],
     &["telemetry"],
     &["metrics", "retry"],

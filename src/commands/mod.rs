@@ -2,7 +2,6 @@
 
 mod dev;
 mod help;
-mod progress;
 mod shell;
 mod token;
 mod verify;

@@ -5,9 +5,9 @@ use std::io::Stderr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use super::progress::ProgressLine;
 use super::{CommandError, OutputError, Shutdown, say};
 use crate::config::{ConfigError, VerifyArguments};
+use crate::progress::ProgressLine;
 use crate::verify::{Bounds, Finding, HELD_OPERATIONS, Observer, Progress, Stage, Summary, VerifyError, verify};
 
 /// Why there is no verdict. The message is one line.

@@ -3,10 +3,10 @@
 use std::io::Stdout;
 use std::time::Duration;
 
-use super::super::progress::ProgressLine;
 use super::super::say;
 use super::banner::{FAINT, LABEL};
 use crate::dev::{DemoEvent, DemoProgress};
+use crate::progress::ProgressLine;
 
 /// Takes what the demo tells, and shows it on standard output; progress that cannot be shown is dropped.
 pub(super) fn display() -> impl FnMut(DemoEvent) + Send {

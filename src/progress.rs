@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 const COLUMNS: usize = 80;
 
 /// The line, on standard output or standard error.
-pub(super) struct ProgressLine<O> {
+pub(crate) struct ProgressLine<O> {
     output: O,
     terminal: bool,
     interval: Duration,
@@ -19,7 +19,7 @@ pub(super) struct ProgressLine<O> {
 
 impl<O: Write + IsTerminal + AsFd> ProgressLine<O> {
     /// A line that is shown at most once in this time; the first one only after it.
-    pub(super) fn new(output: O, on_terminal: Duration, elsewhere: Duration) -> Self {
+    pub(crate) fn new(output: O, on_terminal: Duration, elsewhere: Duration) -> Self {
         // A dumb one cannot erase.
         let terminal = output.is_terminal() && std::env::var_os("TERM").is_none_or(|name| name != "dumb");
         Self {
@@ -32,12 +32,12 @@ impl<O: Write + IsTerminal + AsFd> ProgressLine<O> {
     }
 
     /// Whether it is time for another line.
-    pub(super) fn is_due(&self) -> bool {
+    pub(crate) fn is_due(&self) -> bool {
         self.shown.elapsed() >= self.interval
     }
 
     /// Shows the first of these that fits the terminal, or as much of the last as fits.
-    pub(super) fn show(&mut self, longest_first: &[String]) {
+    pub(crate) fn show(&mut self, longest_first: &[String]) {
         self.shown = Instant::now();
         let room = self.room();
         let fitting = longest_first.iter().find(|line| line.chars().count() <= room);
@@ -56,7 +56,7 @@ impl<O: Write + IsTerminal + AsFd> ProgressLine<O> {
     }
 
     /// Gives the terminal's line free.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         if self.in_use {
             let _ = write!(self.output, "\r\x1b[K").and_then(|()| self.output.flush());
             self.in_use = false;
