@@ -1,4 +1,5 @@
-//! A PostgreSQL of this process alone, from the installed binaries: it starts with it and never outlives it.
+//! A PostgreSQL of this process alone: it starts with it and never outlives it. Its binaries are the installed ones or,
+//! where there are none, those of a pinned release archive.
 //!
 //! The data stays between runs, `fsync` is on, and the only way in is a Unix socket in a directory that PostgreSQL's user
 //! alone (and root) can enter: whoever is in there is trusted without a password. It is for development and tests; it is
@@ -7,6 +8,8 @@
 //! | module | what |
 //! |---|---|
 //! | `installation` | finds the binaries |
+//! | `archive` | the pinned release archive: verified, unpacked, kept |
+//! | `download` | where the archive comes from |
 //! | `account` | whom PostgreSQL runs as, if this process is root |
 //! | `place` | where data, log and socket are |
 //! | `locks` | one at a time, and none before its killed predecessor has ended |
@@ -15,7 +18,9 @@
 //! | `server_log` | where the output goes, and its end for messages |
 
 mod account;
+mod archive;
 mod cluster;
+mod download;
 mod error;
 mod installation;
 mod locks;
@@ -144,7 +149,9 @@ pub struct PrivatePostgres {
 impl PrivatePostgres {
     /// Starts PostgreSQL, making its data if there is none, and returns when it accepts connections.
     ///
-    /// Bounds: 20 s for a killed predecessor to end, 180 s for `initdb`, 60 s until connections are accepted. A start that
+    /// Where PostgreSQL is not installed, its release archive is got once, and standard error tells so.
+    ///
+    /// Bounds: 15 min to get the archive, 20 s for a killed predecessor to end, 180 s for `initdb`, 60 s until connections are accepted. A start that
     /// is given up (the future is dropped) leaves nothing running.
     ///
     /// # Errors
@@ -163,12 +170,13 @@ impl PrivatePostgres {
         options: &PostgresOptions,
         mut begins: impl FnMut(StartStage),
     ) -> Result<Self, PostgresError> {
-        let installations = SearchPlaces::from_environment().installations().await?;
+        let places = SearchPlaces::from_environment();
+        let found = places.installations().await?;
         let place = Place::settle(&options.data_dir).await?;
         let locks = Locks::take(&place.base).await?;
         let data = cluster::major_of_data(&place)?;
         let is_new = data.is_none();
-        let installation = cluster::matching(installations, data, &place.cluster())?;
+        let installation = places.choose(&found, data.as_deref(), &place.cluster()).await?;
         let log = ServerLog::open(place.log())?;
         if is_new {
             begins(StartStage::MakingData);

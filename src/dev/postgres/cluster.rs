@@ -37,31 +37,6 @@ pub(super) fn major_of_data(place: &Place) -> Result<Option<String>, PostgresErr
     }
 }
 
-/// The newest installation that can work with the data.
-///
-/// # Errors
-///
-/// [`PostgresError::VersionMismatch`] if there is none.
-pub(super) fn matching(
-    installations: Vec<Installation>,
-    data: Option<String>,
-    cluster: &Path,
-) -> Result<Installation, PostgresError> {
-    let installed = installations.first().map(|newest| newest.major().to_string());
-    let fits = |found: &Installation| data.as_ref().is_none_or(|data| *data == found.major().to_string());
-    installations
-        .into_iter()
-        .find(fits)
-        .ok_or_else(|| match (data, installed) {
-            (Some(data), Some(installed)) => PostgresError::VersionMismatch {
-                cluster: cluster.to_owned(),
-                data,
-                installed,
-            },
-            _ => PostgresError::NotInstalled,
-        })
-}
-
 /// A command of PostgreSQL's, run as its user, printing to the log.
 ///
 /// # Errors
@@ -163,28 +138,4 @@ pub(super) fn clear_stale_pid_file(cluster: &Path) -> Result<(), PostgresError> 
 #[cfg(not(target_os = "linux"))]
 pub(super) fn clear_stale_pid_file(_cluster: &Path) -> Result<(), PostgresError> {
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_newest_binaries_are_taken_unless_the_data_is_of_an_older_version() {
-        let installed = || ["/18", "/15"].map(Installation::for_test).to_vec();
-        let cluster = Path::new("/data/postgres");
-        let taken = |data: Option<&str>| matching(installed(), data.map(str::to_owned), cluster);
-        assert_eq!(taken(None).unwrap().bin_dir, Path::new("/18"));
-        assert_eq!(taken(Some("18")).unwrap().bin_dir, Path::new("/18"));
-        assert_eq!(taken(Some("15")).unwrap().bin_dir, Path::new("/15"));
-        let message = taken(Some("16")).unwrap_err().to_string();
-        assert!(
-            message.contains("is of PostgreSQL 16 and PostgreSQL 18 is installed"),
-            "{message}"
-        );
-        assert!(
-            message.contains("/data/postgres") && !message.contains('\n'),
-            "{message}"
-        );
-    }
 }

@@ -5,15 +5,69 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
+/// How to get PostgreSQL, for the end of a message.
+macro_rules! how_to_install {
+    () => {
+        "apt-get install postgresql (Debian, Ubuntu), dnf install postgresql-server (Fedora, RHEL), brew install postgresql \
+         (macOS), or set POSTGRES_BIN to the directory of initdb and postgres"
+    };
+}
+
 /// Why the private PostgreSQL could not be started, asked or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum PostgresError {
-    /// No directory that was searched holds both `initdb` and `postgres`.
-    #[error(
-        "PostgreSQL is not installed: apt-get install postgresql (Debian, Ubuntu), dnf install postgresql-server \
-         (Fedora, RHEL), brew install postgresql (macOS), or set POSTGRES_BIN to the directory of initdb and postgres"
-    )]
+    /// No directory that was searched holds both `initdb` and `postgres`, and none can be got for this platform or user.
+    #[error("PostgreSQL is not installed: {}", how_to_install!())]
     NotInstalled,
+    /// PostgreSQL is not installed, and no source has the archive.
+    #[error("PostgreSQL is not installed and {version} cannot be loaded ({tried}): {}", how_to_install!())]
+    NotLoaded {
+        /// The version that was wanted.
+        version: String,
+        /// Each source, and why it did not do.
+        tried: String,
+    },
+    /// The cache cannot be made: a user without a home, say.
+    #[error(
+        "cannot keep PostgreSQL in {cache:?} ({source}): set XDG_CACHE_HOME to a directory of yours, or {}",
+        how_to_install!()
+    )]
+    NoCache {
+        /// Where it would be.
+        cache: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Another process has been loading the archive for longer than it may take.
+    #[error(
+        "another process has been loading PostgreSQL into {cache:?} for {} s: end it and try again, or install PostgreSQL",
+        waited.as_secs()
+    )]
+    LoadingElsewhere {
+        /// The cache that it holds.
+        cache: PathBuf,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// The archive was loaded and could not be unpacked.
+    #[error("cannot unpack PostgreSQL into {directory:?} ({reason}): put that right, or {}", how_to_install!())]
+    NotUnpacked {
+        /// The directory that it was unpacked into.
+        directory: PathBuf,
+        /// The last line of tar's output.
+        reason: String,
+    },
+    /// The archive's programs do not run on this system: a library is missing, or too old.
+    #[error(
+        "the PostgreSQL that was loaded into {directory:?} does not run here ({reason}): install what it lacks, or {}",
+        how_to_install!()
+    )]
+    DoesNotRun {
+        /// Where its programs are.
+        directory: PathBuf,
+        /// What the system says.
+        reason: String,
+    },
     /// `POSTGRES_BIN` was given, and it is not where the binaries are.
     #[error(
         "POSTGRES_BIN: {directory:?} holds no initdb and postgres that run; give the directory of both or unset it"
@@ -24,15 +78,15 @@ pub enum PostgresError {
     },
     /// The data is of another major version than every installation found.
     #[error(
-        "the data in {cluster:?} is of PostgreSQL {data} and PostgreSQL {installed} is installed: install PostgreSQL \
-         {data} (POSTGRES_BIN names its directory if it is not found), or move {cluster:?} away to begin with no data"
+        "the data in {cluster:?} is of PostgreSQL {data} and {installed} is installed: install PostgreSQL {data} \
+         (POSTGRES_BIN names its directory if it is not found), or move {cluster:?} away to begin with no data"
     )]
     VersionMismatch {
         /// The directory whose data was found.
         cluster: PathBuf,
         /// The major version of the data.
         data: String,
-        /// The newest version installed.
+        /// The newest version found, "PostgreSQL 18" or "none".
         installed: String,
     },
     /// Another process of this program uses the data directory.

@@ -1,4 +1,4 @@
-//! Finds the installed PostgreSQL binaries. It never installs or downloads any.
+//! Finds PostgreSQL's binaries: installed, in the cache, or in the release archive, which is then got.
 
 use std::env;
 use std::ffi::OsString;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use super::archive::Cache;
 use super::error::PostgresError;
 
 /// Where packages put the binaries: a directory, how the names of the versions' directories begin, and what follows.
@@ -38,7 +39,7 @@ impl Installation {
 
     /// One of the major version that the directory is named after.
     #[cfg(test)]
-    pub(super) fn for_test(bin_dir: &str) -> Self {
+    fn for_test(bin_dir: &str) -> Self {
         let major = bin_dir.trim_start_matches('/').parse().unwrap();
         Self {
             bin_dir: bin_dir.into(),
@@ -50,10 +51,10 @@ impl Installation {
         self.bin_dir.join(name)
     }
 
-    /// `None` unless both binaries are there and run.
-    async fn in_directory(bin_dir: PathBuf) -> Option<Self> {
+    /// The error says why `initdb` and `postgres` are not both there or do not run.
+    async fn in_directory(bin_dir: PathBuf) -> Result<Self, String> {
         if !bin_dir.join("initdb").is_file() {
-            return None;
+            return Err("it has no initdb".to_owned());
         }
         let version = Command::new(bin_dir.join("postgres"))
             .arg("--version")
@@ -61,9 +62,15 @@ impl Installation {
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output();
-        let output = timeout(VERSION_BOUND, version).await.ok()?.ok()?;
-        let version = parse_version(&String::from_utf8_lossy(&output.stdout))?;
-        Some(Self { bin_dir, version })
+        let output = timeout(VERSION_BOUND, version)
+            .await
+            .map_err(|_| format!("no answer within {} s", VERSION_BOUND.as_secs()))?
+            .map_err(|error| error.to_string())?;
+        match parse_version(&String::from_utf8_lossy(&output.stdout)) {
+            Some(version) => Ok(Self { bin_dir, version }),
+            // What the dynamic linker says of a library that is missing.
+            None => Err(String::from_utf8_lossy(&output.stderr).trim().replace('\n', " ")),
+        }
     }
 }
 
@@ -76,6 +83,8 @@ pub(super) struct SearchPlaces {
     pub(super) path: OsString,
     /// See [`PACKAGED`].
     pub(super) packaged: &'static [(&'static str, &'static str, &'static str)],
+    /// Where the release archive is kept, if it may be got.
+    pub(super) cache: Option<Cache>,
 }
 
 impl SearchPlaces {
@@ -86,27 +95,77 @@ impl SearchPlaces {
                 .map(PathBuf::from),
             path: env::var_os("PATH").unwrap_or_default(),
             packaged: &PACKAGED,
+            cache: Cache::from_environment(),
         }
     }
 
-    /// Every installation there is, the newest first.
+    /// What is on this machine: the installed ones, then those of the cache, each the newest first.
     ///
     /// # Errors
     ///
-    /// [`PostgresError::NotInstalled`] or [`PostgresError::NotInDirectory`] if there is none.
+    /// [`PostgresError::NotInDirectory`] if `POSTGRES_BIN` is wrong; [`PostgresError::NotInstalled`] if there is none, and
+    /// none can be got either.
     pub(super) async fn installations(&self) -> Result<Vec<Installation>, PostgresError> {
+        let mut found = Self::newest_first(self.directories()).await;
+        match (&self.only, &self.cache) {
+            (Some(directory), _) if found.is_empty() => {
+                return Err(PostgresError::NotInDirectory {
+                    directory: directory.clone(),
+                });
+            }
+            (None, None) if found.is_empty() => return Err(PostgresError::NotInstalled),
+            (None, Some(cache)) => {
+                let cached = subdirectories(&cache.directory, "postgresql-", "bin").collect();
+                found.extend(Self::newest_first(cached).await);
+            }
+            _ => {}
+        }
+        Ok(found)
+    }
+
+    async fn newest_first(directories: Vec<PathBuf>) -> Vec<Installation> {
         let mut found = Vec::new();
-        for directory in self.directories() {
+        for directory in directories {
             found.extend(Installation::in_directory(directory).await);
         }
         // Stable: of the same version, the one in PATH comes first.
         found.sort_by_key(|installation| std::cmp::Reverse(installation.version));
-        match (&self.only, found.is_empty()) {
-            (_, false) => Ok(found),
-            (Some(directory), true) => Err(PostgresError::NotInDirectory {
-                directory: directory.clone(),
+        found
+    }
+
+    /// The first of these that can work with data of that major version, or with none yet; else the release archive, if
+    /// that can.
+    ///
+    /// # Errors
+    ///
+    /// [`PostgresError::VersionMismatch`] if neither can; [`PostgresError::DoesNotRun`] if the archive is not for this
+    /// system; those of [`Cache::obtain`].
+    pub(super) async fn choose(
+        &self,
+        found: &[Installation],
+        data: Option<&str>,
+        cluster: &Path,
+    ) -> Result<Installation, PostgresError> {
+        let fits = |major: &str| data.is_none_or(|data| data == major);
+        if let Some(fitting) = found.iter().find(|found| fits(&found.major().to_string())) {
+            return Ok(fitting.clone());
+        }
+        match (&self.cache, data) {
+            (Some(cache), _) if self.only.is_none() && fits(cache.archive.major()) => {
+                let directory = cache.obtain().await?.join("bin");
+                Installation::in_directory(directory.clone())
+                    .await
+                    .map_err(|reason| PostgresError::DoesNotRun { directory, reason })
+            }
+            (_, Some(data)) => Err(PostgresError::VersionMismatch {
+                cluster: cluster.to_owned(),
+                data: data.to_owned(),
+                installed: match found.iter().map(Installation::major).max() {
+                    Some(newest) => format!("PostgreSQL {newest}"),
+                    None => "none".to_owned(),
+                },
             }),
-            (None, true) => Err(PostgresError::NotInstalled),
+            (_, None) => Err(PostgresError::NotInstalled),
         }
     }
 
@@ -119,12 +178,9 @@ impl SearchPlaces {
             // Distributions link single programs into a directory of PATH; the others of the version are beside the target.
             .filter_map(|directory| fs::canonicalize(directory.join("postgres")).ok())
             .filter_map(|program| program.parent().map(Path::to_owned));
-        let packaged = self.packaged.iter().flat_map(|(directory, prefix, below)| {
-            let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-            entries
-                .filter(move |entry| entry.file_name().to_string_lossy().starts_with(prefix))
-                .filter_map(move |entry| fs::canonicalize(entry.path().join(below)).ok())
-        });
+        let places = self.packaged.iter();
+        let packaged =
+            places.flat_map(|(directory, prefix, below)| subdirectories(Path::new(directory), prefix, below));
         let mut directories = Vec::new();
         for directory in in_path.chain(packaged) {
             if !directories.contains(&directory) {
@@ -133,6 +189,14 @@ impl SearchPlaces {
         }
         directories
     }
+}
+
+/// The directories `<directory>/<prefix>…/<below>`.
+fn subdirectories(directory: &Path, prefix: &str, below: &str) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .filter(move |entry| entry.file_name().to_string_lossy().starts_with(prefix))
+        .filter_map(move |entry| fs::canonicalize(entry.path().join(below)).ok())
 }
 
 /// Reads `postgres (PostgreSQL) 15.4 (Debian 15.4-1)` or `… 17beta1`, as (15, 4) or (17, 0).
@@ -161,6 +225,26 @@ mod tests {
         ] {
             assert_eq!(parse_version(text), version, "{text}");
         }
+    }
+
+    #[tokio::test]
+    async fn the_first_binaries_are_taken_unless_the_data_is_of_another_version() {
+        // One that is installed comes before a newer one of the cache.
+        let found = ["/17", "/15", "/18"].map(Installation::for_test);
+        let places = SearchPlaces::default();
+        let taken = async |data| places.choose(&found, data, Path::new("/data/postgres")).await;
+        assert_eq!(taken(None).await.unwrap().bin_dir, Path::new("/17"));
+        assert_eq!(taken(Some("18")).await.unwrap().bin_dir, Path::new("/18"));
+        assert_eq!(taken(Some("15")).await.unwrap().bin_dir, Path::new("/15"));
+        let message = taken(Some("16")).await.unwrap_err().to_string();
+        assert!(
+            message.contains("is of PostgreSQL 16 and PostgreSQL 18 is installed"),
+            "{message}"
+        );
+        assert!(
+            message.contains("/data/postgres") && !message.contains('\n'),
+            "{message}"
+        );
     }
 
     #[tokio::test]

@@ -186,7 +186,7 @@ async fn root_can_use(wanted: &Path, elsewhere: &Path) -> Result<Option<Account>
 }
 
 /// Makes what is missing of a path, root's, and such that PostgreSQL's user can pass whatever the umask is.
-fn make_enterable(path: &Path) -> Result<(), PostgresError> {
+pub(super) fn make_enterable(path: &Path) -> Result<(), PostgresError> {
     let missing: Vec<&Path> = path.ancestors().take_while(|path| !path.is_dir()).collect();
     for directory in missing.into_iter().rev() {
         fs::create_dir(directory).map_err(failed_to("make", directory))?;
@@ -197,7 +197,7 @@ fn make_enterable(path: &Path) -> Result<(), PostgresError> {
 
 /// Makes a directory of root's in a place where everybody can make one. PostgreSQL's user may pass through it (what is
 /// inside is private or root's), and cannot change what root will find there.
-fn make_own(path: &Path) -> Result<(), PostgresError> {
+pub(super) fn make_own(path: &Path) -> Result<(), PostgresError> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(failed_to("make", path)(error)),
         _ => {}
