@@ -29,7 +29,13 @@ pub(super) struct Banner {
 /// The command that opens the database.
 pub(super) fn psql(postgres: &PrivatePostgres, database: &str) -> String {
     let socket_dir = quoted(&postgres.socket_dir().display().to_string());
-    format!("psql -h {socket_dir} -U balance {database}")
+    // Only an installed one is in PATH.
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let psql = match std::env::split_paths(&path).any(|directory| directory.join("psql").is_file()) {
+        true => "psql".to_owned(),
+        false => quoted(&postgres.bin_dir().join("psql").display().to_string()),
+    };
+    format!("{psql} -h {socket_dir} -U balance {database}")
 }
 
 impl Banner {
