@@ -21,7 +21,7 @@ const INITDB_BOUND: Duration = Duration::from_secs(180);
 
 /// The variables that PostgreSQL's programs inherit. Not the others: `PG…` would change settings behind our back, and
 /// some of the service's hold secrets.
-const INHERITED: [&str; 3] = ["PATH", "TZ", "LD_LIBRARY_PATH"];
+const INHERITED: [&str; 2] = ["PATH", "TZ"];
 
 /// The major version of the data, or `None` if there is none yet.
 ///
@@ -49,6 +49,14 @@ pub(super) fn command(program: &Path, place: &Place, log: &ServerLog) -> Result<
         if let Some(value) = std::env::var_os(name) {
             command.env(name, value);
         }
+    }
+    // The release archive's library of replication does not look for libpq beside itself, and would take the system's.
+    let own = program.ancestors().nth(2).map(|installation| installation.join("lib"));
+    let inherited = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let inherited = std::env::split_paths(&inherited).filter(|path| !path.as_os_str().is_empty());
+    let libraries = own.into_iter().chain(inherited);
+    if let Ok(libraries) = std::env::join_paths(libraries) {
+        command.env("LD_LIBRARY_PATH", libraries);
     }
     place.account.run(&mut command);
     log.attach(&mut command)?;
