@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, duplex};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -55,8 +55,15 @@ pub struct Proxy {
 /// Where connections lead to that are opened from now on.
 #[derive(Clone)]
 enum Target {
-    Server { socket: PathBuf, port: u16 },
-    Pooler { port: u16 },
+    Server {
+        socket: PathBuf,
+        port: u16,
+    },
+    Pooler {
+        port: u16,
+    },
+    /// Connections are accepted, and nothing ever answers.
+    Nowhere,
 }
 
 impl Target {
@@ -94,6 +101,10 @@ impl Proxy {
                                 carry(client, server, course, broken, silent).await;
                             }
                         }
+                        Target::Nowhere => {
+                            let (server, _silent_end) = duplex(BUFFER_BYTES);
+                            carry(client, server, course, broken, silent).await;
+                        }
                         Target::Server { port, .. } | Target::Pooler { port } => {
                             if let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await {
                                 carry(client, server, course, broken, silent).await;
@@ -121,6 +132,11 @@ impl Proxy {
     /// The same with the database that this pooler leads to.
     pub fn lead_to_pooler(&self, pooler: &PgBouncer) {
         self.target.send_replace(Target::Pooler { port: pooler.port });
+    }
+
+    /// Accepts connections from now on, and leaves them without an answer until they are broken.
+    pub fn lead_nowhere(&self) {
+        self.target.send_replace(Target::Nowhere);
     }
 
     /// Swallows what is sent on the connections there are, in both directions, and takes it as if it were passed on. They

@@ -332,8 +332,12 @@ impl Cluster {
 
     /// The primary's machine dies, and everything follows the standby that is promoted. Returns when that answers.
     pub async fn fail_over(&mut self) {
-        self.servers.fail_over().await;
+        let dead = self.servers.kill_primary().await;
+        self.servers.promote_standby().await;
         self.follow();
+        for site in &self.sites {
+            site.link.lose_host(dead);
+        }
     }
 
     /// Returns when commits wait for a standby that streams; makes one where the last one has become the primary.

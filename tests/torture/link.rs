@@ -69,6 +69,13 @@ impl Link {
         }
     }
 
+    /// A server is dead, and its host says nothing to those who connect to it.
+    pub fn lose_host(&self, place: usize) {
+        if let Self::Hosts(proxies) = self {
+            proxies[place].lead_nowhere();
+        }
+    }
+
     /// Does the same with each of the proxies.
     pub fn each(&self, act: impl Fn(&Proxy)) {
         match self {

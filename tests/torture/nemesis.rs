@@ -150,6 +150,9 @@ impl Nemesis<'_> {
                 }
                 order = ALL.to_vec();
                 order.retain(|fault| !(self.spares_replicas && fault.ends_replicas()));
+                if let Ok(only) = std::env::var("TORTURE_ONLY") {
+                    order.retain(|fault| only.contains(&format!("{fault:?}")));
+                }
                 for index in (1..order.len()).rev() {
                     order.swap(index, usize::try_from(self.random.next() % (index as u64 + 1)).unwrap());
                 }

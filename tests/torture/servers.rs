@@ -128,10 +128,15 @@ impl Servers {
         }
     }
 
-    /// The primary's machine dies, and the standby is promoted; returns when it takes writes.
-    pub async fn fail_over(&mut self) {
+    /// The primary's machine dies; returns its place.
+    pub async fn kill_primary(&mut self) -> usize {
         let dead = self.servers[self.primary].postgres.take();
         kill_server(dead.expect("the primary runs")).await;
+        self.primary
+    }
+
+    /// The standby becomes the primary; returns when it takes writes.
+    pub async fn promote_standby(&mut self) {
         self.primary = 1 - self.primary;
         promote(self.primary()).await;
     }
