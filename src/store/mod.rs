@@ -21,6 +21,7 @@ mod migrations;
 mod opening;
 mod reads;
 mod recovery;
+mod replication;
 mod schema;
 mod snapshot;
 mod state;

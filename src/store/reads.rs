@@ -262,6 +262,9 @@ impl Store {
         };
         let read = self.connections.read(Statement::FindStored, statement, deadline);
         let stored: Vec<(Uuid, i64, i64)> = read.await?;
+        if !stored.is_empty() {
+            self.until_replicated(deadline).await?;
+        }
         let entry = |(id, seq, balance_after)| (OperationId(id), Entry { seq, balance_after });
         Ok(stored.into_iter().map(entry).collect())
     }

@@ -274,9 +274,24 @@ impl Store {
         deadline: Instant,
     ) -> Result<Vec<UserState>, StoreError> {
         let simple = groups.iter().filter(|group| group.is_likely_in_order()).count();
-        if simple * 2 < groups.len() {
-            return self.full_states(groups, reach, deadline).await;
+        let states = match simple * 2 < groups.len() {
+            true => self.full_states(groups, reach, deadline).await?,
+            false => self.states_from_heads(groups, reach, deadline).await?,
+        };
+        // A repeat is answered from these.
+        if states.iter().any(|state| !state.earlier.is_empty()) {
+            self.until_replicated(deadline).await?;
         }
+        Ok(states)
+    }
+
+    /// The states of users most of whom need no more than their heads.
+    async fn states_from_heads(
+        &self,
+        groups: &[Group<'_>],
+        reach: Reach,
+        deadline: Instant,
+    ) -> Result<Vec<UserState>, StoreError> {
         let heads = self.heads(groups, deadline).await?;
         let asked: Vec<_> = groups.iter().zip(heads).collect();
         let wanting = asked.iter().filter(|(group, head)| self.wants_more(group, head));

@@ -11,16 +11,19 @@ use tokio::time::{Instant, timeout};
 use crate::support::approver::TestApprover;
 use crate::support::certificates::Authority;
 use crate::support::client::{Answer, ServiceClient, answer, change};
-use crate::support::postgres::{Database, Role, WAITING, fresh_database, until};
+use crate::support::postgres::{Database, Role, STORED, WAITING, fresh_database, until};
 use crate::support::proxy::Proxy;
 use crate::support::replica::{Replica, ReplicaOptions, Scratch};
 use crate::support::secure_postgres::SecurePostgres;
-use crate::support::standby::{promote, standby_of};
+use crate::support::standby::{make_synchronous, promote, standby_of};
 
 const NOON: &str = "2026-01-31T12:00:00Z";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How many connections a replica may have to PostgreSQL here.
 const CONNECTIONS: i64 = 8;
+
+/// How many commits wait for a standby.
+const WAITS_FOR_STANDBY: &str = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
 
 async fn readiness(client: &ServiceClient) -> Answer {
     answer(client.get("/readyz")).await
@@ -30,6 +33,8 @@ async fn readiness(client: &ServiceClient) -> Answer {
 struct Pair {
     servers: [PrivatePostgres; 2],
     databases: [Database; 2],
+    /// What the standby hears of the primary goes through here.
+    stream: Proxy,
     #[allow(dead_code, reason = "removed with the pair")]
     scratch: Scratch,
 }
@@ -41,11 +46,16 @@ impl Pair {
         options.settings = vec![("fsync".to_owned(), "off".to_owned())];
         let primary = PrivatePostgres::start(&options).await.unwrap();
         let database = Database::migrated(&primary, "balance").await;
-        let standby = standby_of(&primary, &PostgresOptions::new(scratch.0.join("standby"))).await;
+        let stream = Proxy::start(&database).await;
+        let mut options = PostgresOptions::new(scratch.0.join("standby"));
+        let through = format!("host=127.0.0.1 port={} user=balance", stream.address.port());
+        options.settings.push(("primary_conninfo".to_owned(), through));
+        let standby = standby_of(&primary, &options).await;
         let replicated = Database::of(&standby, "balance");
         Self {
             servers: [primary, standby],
             databases: [database, replicated],
+            stream,
             scratch,
         }
     }
@@ -176,6 +186,36 @@ async fn of_several_hosts_one_that_accepts_connections_and_stays_silent_holds_up
         .expect("it does not wait")
         .unwrap();
     assert!(!migrated.status.success(), "{migrated:?}");
+}
+
+#[tokio::test]
+async fn no_change_is_answered_that_the_synchronous_standby_lacks_because_its_commit_did_not_wait() {
+    let (pair, approver) = (Pair::start().await, TestApprover::start().await);
+    let [primary, standby] = &pair.databases;
+    make_synchronous(primary).await;
+    let options = ReplicaOptions::new(&primary.url, &approver.url()).set("OPERATION_TIMEOUT_MS", "2000");
+    let replica = options.start().await;
+    let client = ServiceClient::new(&replica.url);
+    let sql = primary.client().await;
+    let keyed = change("alice", 1, NOON);
+    pair.stream.hold();
+    let changing = {
+        let (client, keyed) = (client.clone(), keyed.clone());
+        tokio::spawn(async move { client.change_with_key(&keyed, "key").await })
+    };
+    until(&sql, WAITS_FOR_STANDBY, 1).await;
+    // The commit is visible from now on, and the standby has not heard of it.
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    sql.batch_execute(end).await.unwrap();
+    until(&sql, STORED, 1).await;
+    changing.await.unwrap().expect_problem(503, "outcome_unknown");
+    let repeated = client.change_with_key(&keyed, "key").await;
+    repeated.expect_problem(503, "database_unavailable");
+    pair.stream.mend();
+    client.change_with_key(&keyed, "key").await.expect(200);
+    until(&standby.client().await, STORED, 1).await;
+    replica.stop().await;
+    pair.stop().await;
 }
 
 /// A replica whose connections all lead through a proxy, and are open.
