@@ -243,7 +243,13 @@ impl Connections {
         };
         match timeout_at(deadline, running).await {
             Ok(Ok(ControlFlow::Continue(()))) => {
+                let is_in_doubt = lease.pooled().driver.take_warning();
                 lease.give_back();
+                if is_in_doubt {
+                    let warned = "PostgreSQL has warned of it".to_owned();
+                    let error = DieselError::DatabaseError(DatabaseErrorKind::Unknown, Box::new(warned));
+                    return Err(StatementError::Broken(error));
+                }
                 Ok(())
             }
             // The rest of the rows is still on its way: the connection is closed.

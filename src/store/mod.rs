@@ -8,6 +8,7 @@
 mod commit;
 mod connections;
 mod conversion;
+mod driver;
 mod encryption;
 mod error;
 mod failure;

@@ -19,6 +19,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, Connection, SimpleQueryMessage, Socket};
 
 use super::ConnectionFailure;
+use super::driver::Driver;
 use super::encryption::{Encryption, Stream};
 use super::targets::targets_of;
 use super::trust::Trust;
@@ -49,6 +50,7 @@ pub const SESSION_SETTINGS: [(&str, &str); 7] = [
 /// A connection, and when the server behind it last proved that it is there.
 pub(super) struct PooledConnection {
     pub(super) connection: AsyncPgConnection,
+    pub(super) driver: Driver,
     pub(super) answered_at: Instant,
 }
 
@@ -77,7 +79,7 @@ impl Opener {
         }
     }
 
-    async fn open(&self) -> Result<AsyncPgConnection, ConnectionFailure> {
+    async fn open(&self) -> Result<(AsyncPgConnection, Driver), ConnectionFailure> {
         let opened = open(&self.encryption, &self.client, Purpose::Serve(&self.takes_settings)).await?;
         self.log_settings(&opened.other_settings);
         to_diesel(opened.client, opened.connection).await
@@ -120,7 +122,7 @@ impl Manager for Opener {
         // On the heap, so that statements take no room for what is done once a connection.
         let opened = Box::pin(self.open()).await;
         self.log_change(opened.as_ref().err());
-        let connection = opened.inspect_err(|failure| {
+        let (connection, driver) = opened.inspect_err(|failure| {
             if *failure == ConnectionFailure::SharedStatements {
                 // The connections that are open lead to the same pooler.
                 self.trust.withdraw(Instant::now());
@@ -128,6 +130,7 @@ impl Manager for Opener {
         })?;
         Ok(PooledConnection {
             connection,
+            driver,
             answered_at: Instant::now(),
         })
     }
@@ -203,15 +206,20 @@ impl Session {
 async fn to_diesel(
     client: Client,
     connection: Connection<Socket, Stream>,
-) -> Result<AsyncPgConnection, ConnectionFailure> {
-    let opened = AsyncPgConnection::try_from_client_and_connection(client, connection).await;
-    opened.map_err(|error| match error {
+) -> Result<(AsyncPgConnection, Driver), ConnectionFailure> {
+    let driver = Driver::start(connection);
+    let opened = AsyncPgConnection::try_from(client).await;
+    Ok((opened.map_err(setup_failure)?, driver))
+}
+
+fn setup_failure(error: ConnectionError) -> ConnectionFailure {
+    match error {
         // diesel sets the time zone and the encoding with prepared statements, and PostgreSQL refuses neither.
         ConnectionError::CouldntSetupConfiguration(DieselError::DatabaseError(DatabaseErrorKind::Unknown, _)) => {
             ConnectionFailure::SharedStatements
         }
         error => ConnectionFailure::Unreachable(error.to_string()),
-    })
+    }
 }
 
 /// A connection that can be used, and what its session lacks.
@@ -314,7 +322,8 @@ fn client_config(config: &DatabaseConfig) -> Config {
 pub(super) async fn open_one(config: &DatabaseConfig) -> Result<AsyncPgConnection, ConnectionFailure> {
     let encryption = Encryption::new(config.url.tls());
     let opened = open(&encryption, &client_config(config), Purpose::Migrate).await?;
-    to_diesel(opened.client, opened.connection).await
+    let connection = AsyncPgConnection::try_from_client_and_connection(opened.client, opened.connection).await;
+    connection.map_err(setup_failure)
 }
 
 /// Opens a connection outside of a pool that is not diesel's, to read; a standby will do.

@@ -189,7 +189,17 @@ async fn of_several_hosts_one_that_accepts_connections_and_stays_silent_holds_up
 }
 
 #[tokio::test]
-async fn no_change_is_answered_that_the_synchronous_standby_lacks_because_its_commit_did_not_wait() {
+async fn no_change_is_answered_that_the_synchronous_standby_lacks_because_its_session_was_terminated() {
+    is_answered_when_the_standby_has_it("pg_terminate_backend").await;
+}
+
+#[tokio::test]
+async fn no_change_is_answered_that_the_synchronous_standby_lacks_because_its_wait_was_cancelled() {
+    is_answered_when_the_standby_has_it("pg_cancel_backend").await;
+}
+
+/// A commit waits for a standby that hears nothing, and this function of PostgreSQL ends the wait.
+async fn is_answered_when_the_standby_has_it(end: &str) {
     let (pair, approver) = (Pair::start().await, TestApprover::start().await);
     let [primary, standby] = &pair.databases;
     make_synchronous(primary).await;
@@ -205,8 +215,8 @@ async fn no_change_is_answered_that_the_synchronous_standby_lacks_because_its_co
     };
     until(&sql, WAITS_FOR_STANDBY, 1).await;
     // The commit is visible from now on, and the standby has not heard of it.
-    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
-    sql.batch_execute(end).await.unwrap();
+    let end = format!("SELECT {end}(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
+    sql.batch_execute(&end).await.unwrap();
     until(&sql, STORED, 1).await;
     changing.await.unwrap().expect_problem(503, "outcome_unknown");
     let repeated = client.change_with_key(&keyed, "key").await;
