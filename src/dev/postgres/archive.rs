@@ -8,7 +8,7 @@
 
 use std::env;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io::{ErrorKind, stderr};
+use std::io::{self, ErrorKind, stderr};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -202,8 +202,11 @@ impl Cache {
             directory: unpacked.clone(),
             reason,
         })?;
-        // A crash of the machine must not leave the name without the files.
-        let _ = tokio::task::spawn_blocking(nix::unistd::sync).await;
+        let directory = unpacked.clone();
+        // It fails only if the runtime shuts down, which drops this future too.
+        if let Ok(synced) = tokio::task::spawn_blocking(move || sync_to_disk(&directory)).await {
+            synced.map_err(failed_to("sync", &unpacked))?;
+        }
         fs::rename(&unpacked, complete).map_err(failed_to("name", complete))
     }
 }
@@ -247,6 +250,19 @@ fn remove(directory: &Path) -> Result<(), PostgresError> {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(failed_to("remove", directory)(error)),
         _ => Ok(()),
     }
+}
+
+/// Writes out what was unpacked, so that a crash of the machine does not leave the final name with empty files. One call for
+/// the file system is faster than one for each of 1,400 files.
+fn sync_to_disk(directory: &Path) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    nix::unistd::syncfs(File::open(directory)?)?;
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = directory;
+        nix::unistd::sync();
+    }
+    Ok(())
 }
 
 /// The lock lasts until the file is closed here and in every child: what a killed process left running is waited for.

@@ -227,7 +227,7 @@ async fn watched<T>(program: &str, work: impl Future<Output = T>) -> T {
                 return outcome;
             }
             _ = ticks.tick() => if line.is_due() {
-                line.show(&[format!("{program} is at work for {} s …", begin.elapsed().as_secs())]);
+                line.show(&[format!("Loading PostgreSQL ({program}, {} s) …", begin.elapsed().as_secs())]);
             }
         }
     }
