@@ -180,9 +180,9 @@ def read_sources():
                 read[name[1]] = default and default[1]
         for name in re.findall(r'\bvar(?:_os)?\("(\w+)"\)', text):
             read.setdefault(name, None)
-    # Every system sets them.
-    read.pop("PATH", None)
-    read.pop("TERM", None)
+    # They are the system's.
+    for name in ("PATH", "TERM", "LD_LIBRARY_PATH", "XDG_CACHE_HOME"):
+        read.pop(name, None)
     return read
 
 
