@@ -34,8 +34,9 @@ impl Janitor {
         JANITOR.get_or_init(|| {
             // Not in the build's directory or in TMPDIR: PostgreSQL's user need not be able to enter those.
             let directory = Path::new("/tmp").join(format!("balance-tests-{}", std::process::id()));
-            let mut builder = std::fs::DirBuilder::new();
-            builder.mode(0o755).recursive(true).create(&directory).unwrap();
+            // Of a process of this id that a power cut ended.
+            let _ = std::fs::remove_dir_all(&directory);
+            std::fs::DirBuilder::new().mode(0o755).create(&directory).unwrap();
             let janitor = Self {
                 shell: shell(SCRIPT, &directory),
                 leader: shell("read -r _", &directory),
