@@ -1,14 +1,13 @@
 //! The task that reads a connection to PostgreSQL, and hears its warnings.
 //!
 //! PostgreSQL answers a commit as done when its wait for a synchronous standby is cancelled. It only warns that the standby
-//! may lack the change. A statement that is warned about is therefore in doubt.
+//! may lack the change. Such a statement is therefore in doubt.
 
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::task::AbortHandle;
-use tokio_postgres::error::SqlState;
 use tokio_postgres::{AsyncMessage, Connection, Socket};
 
 use super::encryption::Stream;
@@ -26,9 +25,9 @@ impl Driver {
         let driving = async move {
             loop {
                 match poll_fn(|context| connection.poll_message(context)).await {
-                    // It comes before the answer of the statement.
-                    Some(Ok(AsyncMessage::Notice(notice))) if *notice.code() == SqlState::WARNING => {
-                        tracing::warn!(message = notice.message(), "PostgreSQL warns");
+                    // It comes before the answer of the statement. Its text may be translated, and its code is that of any warning.
+                    Some(Ok(AsyncMessage::Notice(notice))) if notice.routine() == Some("SyncRepWaitForLSN") => {
+                        tracing::warn!(message = notice.message(), "PostgreSQL warns of a commit");
                         heard.store(true, Ordering::Release);
                     }
                     Some(Ok(_)) => {}

@@ -22,7 +22,6 @@ mod migrations;
 mod opening;
 mod reads;
 mod recovery;
-mod replication;
 mod schema;
 mod snapshot;
 mod state;

@@ -118,14 +118,19 @@ figures_statement! {
 
 statement! {
     /// Which operations of a user are stored, and the place of each. The timestamps lead the primary key to the rows.
+    ///
+    /// A commit is visible before the synchronous standbys have it where its wait for them was cut short: the session was
+    /// terminated, or the server restarted. So whatever is found here is followed by a message in the write-ahead log, and the
+    /// statement ends when the standbys have both. Without synchronous standbys nothing is written.
     struct StoredAmong<'a> {
         user_id: &'a str => Text,
         timestamps: &'a [PgTimestamp] => Array<Timestamptz>,
         operation_ids: &'a [Uuid] => Array<SqlUuid>,
     }
-    => (SqlUuid, BigInt, BigInt)
+    => (SqlUuid, BigInt, BigInt, Bool)
     r#"
-SELECT h.operation_id, h.seq, h.balance_after
+SELECT h.operation_id, h.seq, h.balance_after,
+    current_setting('synchronous_standby_names') = '' OR pg_logical_emit_message(true, 'balance', '') IS NOT NULL
 FROM asked JOIN changes_history h ON h.user_id = asked.user_id AND h."timestamp" = ANY (asked.timestamps)
     AND h.operation_id = ANY (asked.operation_ids)"#
 }
@@ -261,11 +266,8 @@ impl Store {
             operation_ids: &operation_ids,
         };
         let read = self.connections.read(Statement::FindStored, statement, deadline);
-        let stored: Vec<(Uuid, i64, i64)> = read.await?;
-        if !stored.is_empty() {
-            self.until_replicated(deadline).await?;
-        }
-        let entry = |(id, seq, balance_after)| (OperationId(id), Entry { seq, balance_after });
+        let stored: Vec<(Uuid, i64, i64, bool)> = read.await?;
+        let entry = |(id, seq, balance_after, _)| (OperationId(id), Entry { seq, balance_after });
         Ok(stored.into_iter().map(entry).collect())
     }
 
