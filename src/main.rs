@@ -13,6 +13,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 fn main() -> ExitCode {
     let cli = match Cli::from_environment() {
         Ok(cli) => cli,
+        Err(error) if error.is_broken_pipe() => return error.exit_code(),
         Err(error) => return fail(&error, error.exit_code()),
     };
     if let Err(error) = cli.log_format().and_then(balance::telemetry::install) {

@@ -264,7 +264,7 @@ impl ServeArguments {
 
 async fn serve(arguments: &ServeArguments) -> Result<(), CommandError> {
     let config = arguments.replica()?;
-    let shutdown = Shutdown::listen()?;
+    let mut shutdown = Shutdown::listen()?;
     let started = |Addresses { service, admin }| {
         if let Some(address) = admin {
             tracing::info!(%address, "serving metrics and documentation");
@@ -289,7 +289,7 @@ async fn migrate_now(arguments: &DatabaseArguments) -> Result<(), CommandError> 
 
 async fn stand_in(arguments: &StandInArguments) -> Result<(), CommandError> {
     let options = arguments.stand_in()?;
-    let shutdown = Shutdown::listen()?;
+    let mut shutdown = Shutdown::listen()?;
     let address = options.listen;
     let approver = StandInApprover::start(options)
         .await
@@ -362,7 +362,7 @@ impl Shutdown {
         Ok(Self { hangup, ..self })
     }
 
-    async fn requested(mut self) {
+    async fn requested(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

@@ -37,7 +37,7 @@ pub(super) async fn run(arguments: &VerifyArguments) -> Result<ExitCode, Unverif
         approval_threshold: arguments.approval_threshold()?,
         held: HELD_OPERATIONS,
     };
-    let shutdown = Shutdown::listen().map_err(|error: CommandError| Unverified::Signals(error.to_string()))?;
+    let mut shutdown = Shutdown::listen().map_err(|error: CommandError| Unverified::Signals(error.to_string()))?;
     let began = Instant::now();
     let mut display = Display::new();
     let checking = verify(&database, bounds, &arguments.operations_log, &mut display);

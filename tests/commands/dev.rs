@@ -134,7 +134,14 @@ impl Dev {
 }
 
 fn path() -> Vec<(&'static str, OsString)> {
-    let kept = ["PATH", "POSTGRES_BIN"];
+    let kept = [
+        "PATH",
+        "POSTGRES_BIN",
+        "HOME",
+        "XDG_CACHE_HOME",
+        "http_proxy",
+        "https_proxy",
+    ];
     kept.iter()
         .filter_map(|name| Some((*name, std::env::var_os(name)?)))
         .collect()
@@ -145,6 +152,30 @@ fn processes_in(directory: &Path) -> Vec<PathBuf> {
     let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
     let within = |process: &PathBuf| fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd.starts_with(directory));
     processes.filter(within).collect()
+}
+
+#[tokio::test]
+async fn ctrl_c_ends_dev_before_its_postgresql_has_started() {
+    let scratch = Scratch::new();
+    let data_dir = scratch.0.join(".dev");
+    fs::create_dir(&data_dir).unwrap();
+    // It waits for the PostgreSQL of a killed predecessor, and fails in the end.
+    let predecessor = fs::File::create(data_dir.join("postgres.lock")).unwrap();
+    predecessor.lock().unwrap();
+    let mut command = tokio::process::Command::new(BALANCE);
+    command
+        .args(["dev", "--listen", "127.0.0.1:0"])
+        .env_clear()
+        .envs(path());
+    command.current_dir(&scratch.0).process_group(Janitor::get().group());
+    command.kill_on_drop(true).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut dev = command.spawn().unwrap();
+    let mut lines = BufReader::new(dev.stdout.take().unwrap()).lines();
+    assert!(lines.next_line().await.unwrap().unwrap().starts_with("balance"));
+    kill(Pid::from_raw(dev.id().unwrap().try_into().unwrap()), Signal::SIGINT).unwrap();
+    let status = timeout(PATIENCE, dev.wait()).await.expect("dev ends").unwrap();
+    assert!(status.success(), "{status}");
+    assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("Stopped."));
 }
 
 #[tokio::test]

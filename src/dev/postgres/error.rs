@@ -20,7 +20,7 @@ pub enum PostgresError {
     #[error("PostgreSQL is not installed: {}", how_to_install!())]
     NotInstalled,
     /// PostgreSQL is not installed, and no source has the archive.
-    #[error("PostgreSQL is not installed and {version} cannot be loaded ({tried}): {}", how_to_install!())]
+    #[error("PostgreSQL is not installed and {version} cannot be downloaded ({tried}): {}", how_to_install!())]
     NotLoaded {
         /// The version that was wanted.
         version: String,
@@ -40,7 +40,7 @@ pub enum PostgresError {
     },
     /// Another process has been loading the archive for longer than it may take.
     #[error(
-        "another process has been loading PostgreSQL into {cache:?} for {} s: end it and try again, or install PostgreSQL",
+        "another process has been downloading PostgreSQL into {cache:?} for {} s: end it and try again, or install PostgreSQL",
         waited.as_secs()
     )]
     LoadingElsewhere {
@@ -59,7 +59,7 @@ pub enum PostgresError {
     },
     /// The archive's programs do not run on this system: a library is missing, or too old.
     #[error(
-        "the PostgreSQL that was loaded into {directory:?} does not run here ({reason}): install what it lacks, or {}",
+        "the PostgreSQL that was downloaded into {directory:?} does not run here ({reason}): install what it lacks, or {}",
         how_to_install!()
     )]
     DoesNotRun {
@@ -70,7 +70,8 @@ pub enum PostgresError {
     },
     /// `POSTGRES_BIN` was given, and it is not where the binaries are.
     #[error(
-        "POSTGRES_BIN: {directory:?} holds no initdb and postgres that run; give the directory of both or unset it"
+        "POSTGRES_BIN: {directory:?} holds no initdb and postgres of version 15 or later that run; give the directory of both or \
+         unset it"
     )]
     NotInDirectory {
         /// The value of `POSTGRES_BIN`.

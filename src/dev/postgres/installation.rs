@@ -21,6 +21,9 @@ const PACKAGED: [(&str, &str, &str); 4] = [
     ("/usr/local/opt", "postgresql", "bin"),
 ];
 
+/// The oldest major version that the service works with.
+const OLDEST_MAJOR: u32 = 15;
+
 /// How long `postgres --version` may take before the binary counts as one that does not run.
 const VERSION_BOUND: Duration = Duration::from_secs(10);
 
@@ -114,7 +117,7 @@ impl SearchPlaces {
                 });
             }
             (None, None) if found.is_empty() => return Err(PostgresError::NotInstalled),
-            (None, Some(cache)) => {
+            (None, Some(cache)) if cache.is_trusted() => {
                 let cached = subdirectories(&cache.directory, "postgresql-", "bin").collect();
                 found.extend(Self::newest_first(cached).await);
             }
@@ -128,6 +131,7 @@ impl SearchPlaces {
         for directory in directories {
             found.extend(Installation::in_directory(directory).await);
         }
+        found.retain(|installation| installation.major() >= OLDEST_MAJOR);
         // Stable: of the same version, the one in PATH comes first.
         found.sort_by_key(|installation| std::cmp::Reverse(installation.version));
         found
@@ -212,6 +216,8 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -245,6 +251,52 @@ mod tests {
             message.contains("/data/postgres") && !message.contains('\n'),
             "{message}"
         );
+    }
+
+    /// A directory with stand-ins for the programs of this version.
+    fn programs(bin_dir: &Path, version: &str) {
+        fs::create_dir_all(bin_dir).unwrap();
+        for name in ["initdb", "postgres"] {
+            let program = bin_dir.join(name);
+            fs::write(&program, format!("#!/bin/sh\necho 'postgres (PostgreSQL) {version}'\n")).unwrap();
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn an_installation_that_is_too_old_does_not_count() {
+        let directory = tempfile::tempdir().unwrap();
+        for (version, counted) in [("14.20", 0), ("15.0", 1)] {
+            programs(directory.path(), version);
+            let places = SearchPlaces {
+                path: directory.path().into(),
+                cache: Cache::from_environment().map(|cache| Cache {
+                    directory: directory.path().join("cache"),
+                    ..cache
+                }),
+                ..SearchPlaces::default()
+            };
+            assert_eq!(places.installations().await.unwrap().len(), counted, "{version}");
+        }
+    }
+
+    #[tokio::test]
+    async fn root_runs_nothing_of_a_cache_that_others_can_write_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = directory.path().join("cache");
+        programs(&cache.join("postgresql-18.6.0-any/bin"), "18.6");
+        fs::set_permissions(&cache, fs::Permissions::from_mode(0o777)).unwrap();
+        let places = SearchPlaces {
+            cache: Cache::from_environment().map(|own| Cache {
+                directory: cache.clone(),
+                ..own
+            }),
+            ..SearchPlaces::default()
+        };
+        let found = places.installations().await.unwrap().len();
+        assert_eq!(found, usize::from(!super::super::account::is_root()));
+        fs::set_permissions(&cache, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(places.installations().await.unwrap().len(), 1);
     }
 
     #[tokio::test]

@@ -202,11 +202,16 @@ pub(super) fn make_own(path: &Path) -> Result<(), PostgresError> {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(failed_to("make", path)(error)),
         _ => {}
     }
-    let metadata = fs::symlink_metadata(path).map_err(failed_to("read", path))?;
-    if !metadata.is_dir() || metadata.uid() != 0 || metadata.mode() & 0o022 != 0 {
+    if !is_roots_alone(path).map_err(failed_to("read", path))? {
         return Err(PostgresError::Untrusted { path: path.to_owned() });
     }
     fs::set_permissions(path, Permissions::from_mode(0o711)).map_err(failed_to("open", path))
+}
+
+/// Whether this is a directory in which only root can change anything. A link is not followed.
+pub(super) fn is_roots_alone(path: &Path) -> io::Result<bool> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok(metadata.is_dir() && metadata.uid() == 0 && metadata.mode() & 0o022 == 0)
 }
 
 /// Whose it is; `None` if there is nothing of that name. A link is not followed.
