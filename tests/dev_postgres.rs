@@ -1,11 +1,15 @@
 //! What `balance dev` promises of its PostgreSQL, tried on real ones: it starts from nothing, keeps its data through every
 //! way to end, and leaves nothing running. They pass as root and as an ordinary user, and leave no file behind.
 
+#[path = "support/janitor.rs"]
+#[allow(dead_code, reason = "a part of it is used")]
+mod janitor;
+
 use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,19 +21,16 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 
+use janitor::Janitor;
+
 /// An empty directory that is removed with everything in it.
 struct Scratch(PathBuf);
 
 impl Scratch {
     fn new(mode: u32) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "balance-test-{}-{}",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
-        // Not TMPDIR: root's may be a place that PostgreSQL's user cannot enter, and that is a case of its own here.
-        let path = Path::new("/tmp").join(name);
+        let name = COUNT.fetch_add(1, Ordering::Relaxed).to_string();
+        let path = Janitor::get().directory().join(name);
         fs::DirBuilder::new().mode(mode).create(&path).unwrap();
         Self(path)
     }
@@ -325,6 +326,7 @@ fn parent_to_kill(data_dir: &Path) -> (Child, impl Iterator<Item = String> + use
     let mut parent = Command::new(env::current_exe().unwrap())
         .args(["--exact", "the_parent_to_kill", "--ignored", "--nocapture"])
         .env(PARENT_DATA_DIR, data_dir)
+        .process_group(Janitor::get().group())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

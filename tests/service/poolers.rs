@@ -190,6 +190,7 @@ async fn a_migration_that_waits_for_another_says_so() {
         .env("DATABASE_URL", database.url_as(Role::Owner))
         .env("LOG_FORMAT", "json")
         .stderr(std::process::Stdio::piped())
+        .process_group(crate::support::janitor::Janitor::get().group())
         .kill_on_drop(true)
         .spawn()
         .unwrap();

@@ -1,8 +1,9 @@
 //! Ends the processes of a test program and removes its files, however the program ends: a shell waits for the end of a pipe
 //! that this process alone holds open. Nothing in here runs at that moment, since nothing would if the program is killed.
 
+use std::fs::Permissions;
 use std::io::Write;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -36,7 +37,9 @@ impl Janitor {
             let directory = Path::new("/tmp").join(format!("balance-tests-{}", std::process::id()));
             // Of a process of this id that a power cut ended.
             let _ = std::fs::remove_dir_all(&directory);
-            std::fs::DirBuilder::new().mode(0o755).create(&directory).unwrap();
+            std::fs::create_dir(&directory).unwrap();
+            // Whatever the umask is.
+            std::fs::set_permissions(&directory, Permissions::from_mode(0o755)).unwrap();
             let janitor = Self {
                 shell: shell(SCRIPT, &directory),
                 leader: shell("read -r _", &directory),

@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -230,7 +231,9 @@ pub struct Cluster {
 impl Cluster {
     /// What is drawn for it is not of the seed: other programs take ports too.
     pub async fn start(replication: Replication) -> Self {
-        let random = &mut Random(u64::from(std::process::id()));
+        static CLUSTERS: AtomicU64 = AtomicU64::new(0);
+        let cluster = CLUSTERS.fetch_add(1, Ordering::Relaxed);
+        let random = &mut Random(u64::from(std::process::id()) | cluster << 32);
         let scratch = Scratch::new();
         let servers = Servers::start(replication).await;
         let approver = TestApprover::start().await;

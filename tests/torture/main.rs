@@ -45,7 +45,7 @@ const ROUND_SECONDS: u64 = 180;
 const CLIENTS: usize = 24;
 /// How fast the service is back is a matter of the machine too, which other programs may share with the short run.
 const SHORT_RUN_PATIENCE: u32 = 5;
-/// In every so manieth round no replica is ended, so that what faults leave behind would add up.
+/// Every Nth round kills no replica, so that leaks add up.
 const SPARED_EVERY: u64 = 5;
 /// More than a replica takes in any of the runs.
 const MOST_RESIDENT_KIB: u64 = 128 * 1024;

@@ -150,14 +150,13 @@ impl Nemesis<'_> {
                 }
                 order = ALL.to_vec();
                 order.retain(|fault| !(self.spares_replicas && fault.ends_replicas()));
-                if let Ok(only) = std::env::var("TORTURE_ONLY") {
-                    order.retain(|fault| only.contains(&format!("{fault:?}")));
-                }
                 for index in (1..order.len()).rev() {
                     order.swap(index, usize::try_from(self.random.next() % (index as u64 + 1)).unwrap());
                 }
-                // A short run has time for some of them, and for this one.
-                order.sort_by_key(|fault| *fault == Fault::PrimaryKilledStandbyPromoted);
+                // A short run, whose patience is longer, has time for some of them, and for this one.
+                if self.patience > 1 {
+                    order.sort_by_key(|fault| *fault == Fault::PrimaryKilledStandbyPromoted);
+                }
             }
             let Some(fault) = order.pop() else { continue };
             self.rage_once(fault).await;
