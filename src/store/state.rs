@@ -26,8 +26,8 @@ statement! {
     ///
     /// With the last of these comes the lowest balance of the closed segments after the deep operation's.
     ///
-    /// What is stored under the idempotency keys comes with part 3, or with a row without a part. A repeat is answered from it,
-    /// so the synchronous standbys must have it, as in `StoredAmong`.
+    /// The operations stored under the idempotency keys come with part 3, or with a row without a part. A repeat is answered
+    /// from them, so the synchronous standbys must have them, as in `StoredAmong`.
     ///
     /// A user whose operations are in order, without keys, costs one row of `balance` and nothing else: a third of what it
     /// costs to go through the joins for it, measured with 64 users a statement.

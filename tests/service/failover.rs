@@ -33,7 +33,7 @@ async fn readiness(client: &ServiceClient) -> Answer {
 struct Pair {
     servers: [PrivatePostgres; 2],
     databases: [Database; 2],
-    /// What the standby hears of the primary goes through here.
+    /// The replication stream from the primary to the standby.
     stream: Proxy,
     #[allow(dead_code, reason = "removed with the pair")]
     scratch: Scratch,

@@ -70,9 +70,9 @@ async fn until_stored(sql: &Client, at_least: i64) {
 /// Operations that were answered as accepted and are not stored.
 #[derive(Debug)]
 struct Lost {
-    /// Those that a client was told of.
+    /// The changes that a client was told of.
     heard: BTreeSet<String>,
-    /// Those that a log has.
+    /// The changes that a log has.
     logged: BTreeSet<String>,
 }
 

@@ -154,7 +154,7 @@ async fn round(seed: u64, duration: Duration, patience: u32) {
     }
 }
 
-/// What a run has left behind, once its replicas have ended.
+/// The record of a run whose replicas have ended.
 async fn evidence(cluster: &Cluster, recorder: &Recorder) -> Evidence {
     let (exchanges, pauses) = recorder.take();
     Evidence {

@@ -52,7 +52,7 @@ pub struct Servers {
     /// The primary is at the place `primary`; the other one is its standby, or dead.
     servers: [Server; 2],
     primary: usize,
-    /// What an asynchronous standby hears of the primary goes through here.
+    /// The replication stream from the primary to an asynchronous standby.
     stream: Proxy,
     copies: usize,
     /// Removed with the servers.

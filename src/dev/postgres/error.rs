@@ -35,7 +35,7 @@ pub enum PostgresError {
     NoCache {
         /// Where it would be.
         cache: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
     /// Another process has been loading the archive for longer than it may take.
@@ -65,7 +65,7 @@ pub enum PostgresError {
     DoesNotRun {
         /// Where its programs are.
         directory: PathBuf,
-        /// What the system says.
+        /// The dynamic linker's message, or the system's error.
         reason: String,
     },
     /// `POSTGRES_BIN` was given, and it is not where the binaries are.

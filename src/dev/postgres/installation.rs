@@ -71,7 +71,7 @@ impl Installation {
             .map_err(|error| error.to_string())?;
         match parse_version(&String::from_utf8_lossy(&output.stdout)) {
             Some(version) => Ok(Self { bin_dir, version }),
-            // What the dynamic linker says of a library that is missing.
+            // The dynamic linker names the library that is missing.
             None => Err(String::from_utf8_lossy(&output.stderr).trim().replace('\n', " ")),
         }
     }
@@ -102,7 +102,7 @@ impl SearchPlaces {
         }
     }
 
-    /// What is on this machine: the installed ones, then those of the cache, each the newest first.
+    /// The installations on this machine: the installed ones, then those of the cache, each the newest first.
     ///
     /// # Errors
     ///
